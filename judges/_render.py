@@ -1,0 +1,36 @@
+"""Renders what judges ask: untrusted text sits in fences that it cannot close."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tenet.records import Message
+from tenet.templates import fence_safe, fill, load
+
+PAIRWISE = load("judges", "pairwise.txt")
+REASON = load("judges", "pairwise_reason.txt")
+ANSWER = load("judges", "pairwise_answer.txt")
+POINTWISE = load("judges", "pointwise.txt")
+TAGS = frozenset({"conversation", "system", "human", "assistant", "reply", "reply_a", "reply_b"})
+_TURN = {"system": "system", "user": "human", "assistant": "assistant"}
+
+
+def conversation(messages: Sequence[Message]) -> str:
+    """The turns of a conversation, each in a fence of its own, so that no turn can fake another."""
+    return "\n".join(f"<{_TURN[m.role]}>{fence_safe(m.content, TAGS)}</{_TURN[m.role]}>" for m in messages)
+
+
+def pairwise(messages: Sequence[Message], a: str, b: str, question: str, template: str = PAIRWISE) -> str:
+    """The question which of two replies is better."""
+    return fill(
+        template,
+        conversation=conversation(messages),
+        a=fence_safe(a, TAGS),
+        b=fence_safe(b, TAGS),
+        question=question,
+    )
+
+
+def pointwise(messages: Sequence[Message], reply: str, question: str) -> str:
+    """The question how good one reply is, from 1 to 10."""
+    return fill(POINTWISE, conversation=conversation(messages), reply=fence_safe(reply, TAGS), question=question)

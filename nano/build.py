@@ -1,0 +1,117 @@
+"""Builds nano from a seed: corpus, tokenizer, pretraining, instruction tuning."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nano import tasks
+from nano.tasks import Dialogue
+from trainers.pretrain import Example, Settings, Step, train
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast, Qwen3Config
+
+VOCABULARY = 2048
+SPECIAL = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}"
+    "<|assistant|>{% generation %}{{ m['content'] }}<|end|>{% endgeneration %}"
+    "{% else %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+# A tag, a word with its space, digits one by one, punctuation, white space.
+_PIECES = r"</?[a-z_]+>\n?| ?[A-Za-z]+| ?[0-9]| ?[^\sA-Za-z0-9]|\s+"
+
+
+def tokenizer(seed: int = 0, passages: int = 30_000) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer learnt on the world's texts; any text can be encoded."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    rng = random.Random(f"tokenizer {seed}")
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    raw.decoder = decoders.ByteLevel()
+    texts = (
+        text
+        for _ in range(passages)
+        for text in (tasks.plain(rng), *(t for _, t in tasks.exercise(rng)))
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[AddedToken(s, special=True) for s in SPECIAL],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw.train_from_iterator(texts, trainer)
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<|pad|>", eos_token="<|end|>", model_max_length=2048
+    )
+    made.chat_template = CHAT_TEMPLATE
+    return made
+
+
+def config(vocabulary: int = VOCABULARY) -> Qwen3Config:
+    """Qwen3 at toy size: 1.7M weights."""
+    from transformers import Qwen3Config
+
+    return Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=192,
+        intermediate_size=288,
+        num_hidden_layers=5,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=2048,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+
+
+class Coder:
+    """Turns conversations and passages into training examples, as the chat template would render them."""
+
+    def __init__(self, tok: PreTrainedTokenizerFast) -> None:
+        self._raw = tok.backend_tokenizer
+        _, self.end, system, user, assistant = (tok.convert_tokens_to_ids(s) for s in SPECIAL)
+        self._role = {"system": system, "user": user, "assistant": assistant, "given": assistant}
+
+    def dialogues(self, made: list[Dialogue]) -> Iterator[Example]:
+        """Conversations; only the assistant's turns are learnt ("given" replies are read)."""
+        coded = iter(self._raw.encode_batch_fast([t for d in made for _, t in d]))
+        for dialogue in made:
+            ids: list[int] = []
+            learn: list[int] = []
+            for role, _ in dialogue:
+                turn = [*next(coded).ids, self.end]
+                ids += [self._role[role], *turn]
+                learn += [0, *[int(role == "assistant")] * len(turn)]
+            yield Example(ids, learn)
+
+    def passages(self, texts: list[str]) -> Iterator[Example]:
+        """Plain text; every token is learnt."""
+        for code in self._raw.encode_batch_fast(texts):
+            ids = [*code.ids, self.end]
+            yield Example(ids, [1] * len(ids))
+
+
+def endless(
+    make: Callable[[random.Random], Any], code: Callable[[list[Any]], Iterable[Example]], seed: str
+) -> Iterator[Example]:
+    """Fresh examples for ever, made and coded 2,048 at a time."""
+    rng = random.Random(seed)
+    for _ in count():
+        yield from code([make(rng) for _ in range(2048)])

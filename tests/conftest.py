@@ -1,0 +1,60 @@
+"""What several tests share: a tiny random model, and the one vLLM engine of the whole suite."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>"
+    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}<|end|>{% endgeneration %}"
+    "{% else %}{{ m['content'] }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SPECIALS = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+
+
+def make_tiny_model(
+    folder: Path, *, vocab: int = 600, hidden: int = 64, layers: int = 2, heads: int = 4, head_dim: int = 32, seed: int = 0
+) -> Path:
+    """A random Qwen3 with a byte-level BPE tokenizer, saved into a folder.
+
+    Its weights are spread so wide that next-token distributions are far from even: a score of the wrong token shows.
+    """
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    draw = random.Random(seed)
+    syllables = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
+    words = ["".join(draw.choices(syllables, k=draw.randint(1, 3))) for _ in range(max(400, 2 * vocab))]
+    lines = [" ".join(draw.choices(words, k=12)) + " 1 2 3 4 5 6 7 8 9 A B (A) (B)." for _ in range(max(400, vocab))]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocab, special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(lines, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>", additional_special_tokens=SPECIALS[1:])
+    fast.chat_template = TEMPLATE
+    fast.save_pretrained(folder)
+
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=(len(fast) + 31) // 32 * 32, hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=max(1, heads // 2), head_dim=head_dim, max_position_embeddings=2048,
+        tie_word_embeddings=True, eos_token_id=fast.eos_token_id, bos_token_id=None, pad_token_id=fast.eos_token_id,
+    )
+    model = Qwen3ForCausalLM(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "embed" in name:
+                weight.normal_(0, 0.3)
+            elif weight.ndim == 2:
+                weight.normal_(0, 1.5 / weight.shape[1] ** 0.5)
+    model.generation_config.eos_token_id = fast.eos_token_id
+    model.save_pretrained(folder, safe_serialization=True)
+    return folder
