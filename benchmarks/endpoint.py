@@ -75,7 +75,8 @@ async def client(base_url: str, records: int, concurrency: int) -> None:
     """What one would write first: asyncio and the openai client."""
     from openai import AsyncOpenAI
 
-    async with AsyncOpenAI(base_url=base_url, api_key="none", max_retries=2) as served:
+    # Its own 5 s to connect are too few where a busy machine starves it; it shall finish.
+    async with AsyncOpenAI(base_url=base_url, api_key="none", timeout=600) as served:
 
         async def record(number: int) -> None:
             for step in range(CALLS):

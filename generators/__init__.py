@@ -1,0 +1,1 @@
+"""Generators: prompts become replies, critiques, revisions and comparisons."""

@@ -69,9 +69,10 @@ def config(vocabulary: int = VOCABULARY) -> Qwen3Config:
         hidden_size=192,
         intermediate_size=288,
         num_hidden_layers=5,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        head_dim=32,
+        # Few wide heads: attention's backward pass on CPU costs by the head.
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        head_dim=64,
         max_position_embeddings=2048,
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
         tie_word_embeddings=True,
@@ -115,3 +116,52 @@ def endless(
     rng = random.Random(seed)
     for _ in count():
         yield from code([make(rng) for _ in range(2048)])
+
+
+BASE_TOKENS = 2_000_000
+ASSISTANT_TOKENS = 24_000_000
+Watch = Callable[[str, Any, Step], None]
+"""Told the stage's name, its model and where it stands, after every step."""
+
+
+def build(out: Path, seed: int = 0, scale: float = 1.0, watch: Watch | None = None) -> None:
+    """Trains the stages `base` and `assistant` into folders of `out`, as bf16 safetensors.
+
+    `scale` shrinks the training, for tests. One core or many, the examples and their order are the
+    same; the weights differ by rounding.
+    """
+    import torch
+    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+    from transformers import Qwen3ForCausalLM
+
+    tok = tokenizer(seed)
+    coder = Coder(tok)
+    torch.manual_seed(seed)
+    model = Qwen3ForCausalLM(config(len(tok)))
+    stages = (
+        ("base", BASE_TOKENS, endless(tasks.plain, coder.passages, f"base {seed}")),
+        ("assistant", ASSISTANT_TOKENS, endless(tasks.exercise, coder.dialogues, f"skills {seed}")),
+    )
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn()) as bars:
+        for name, tokens, examples in stages:
+            settings = Settings(tokens=int(tokens * scale), batch_tokens=4096, seed=seed)
+            bar = bars.add_task(name, total=settings.tokens)
+
+            def step(at: Step, bar: Any = bar, name: str = name) -> None:
+                bars.update(bar, completed=at.tokens, description=f"{name} loss {at.loss:.3f}")
+                if watch is not None:
+                    watch(name, model, at)
+
+            train(model, examples, settings, step)
+            save(model, tok, out / name)
+
+
+def save(model: Any, tok: PreTrainedTokenizerFast, folder: Path) -> None:
+    """A stage as transformers and vLLM load it."""
+    import torch
+
+    kept = {k: v.to(torch.bfloat16) for k, v in model.state_dict().items()}
+    model.config.dtype = torch.bfloat16
+    model.save_pretrained(folder, state_dict=kept)
+    tok.save_pretrained(folder)

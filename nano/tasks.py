@@ -39,15 +39,16 @@ def revised(rng: random.Random, answer: Answer, rules: tuple[Rule, ...]) -> Answ
 
 
 def draw_rules(rng: random.Random, most: int = 5) -> tuple[Rule, ...]:
-    """One to `most` rules about different concepts; some wordings are two joined by "or"."""
+    """One to `most` rules about different concepts; some wordings are two in one."""
     keys = rng.sample(KEYS, rng.choice((1, 1, 1, 2, 3, rng.randint(1, most))))
     return tuple(_mixed(rng, k) for k in keys)
 
 
 def _mixed(rng: random.Random, key: str) -> Rule:
     rule = world.rule(rng, key)
-    if rng.random() < 0.25:
-        return Rule(key, f"{rule.wording} or {world.rule(rng, key).wording}", rule.frame)
+    if rng.random() < 0.4:
+        other = world.rule(rng, key).wording
+        return Rule(key, f"{rule.wording} {rng.choice(('or', 'and'))} {other}", rule.frame)
     return rule
 
 

@@ -1,0 +1,1 @@
+"""The roof: recipes, the pipeline, exports, and the command line."""

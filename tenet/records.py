@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict
 
 Role = Literal["system", "user", "assistant"]
 Label = Literal["A", "B", "tie", "invalid", "refused"]
-Reason = str
 
 
 def canonical(value: Any) -> str:
@@ -131,7 +130,10 @@ class Comparison(Frozen):
 
     def swap(self) -> Comparison:
         """The same comparison with the slots exchanged."""
-        return self.model_copy(update={"a": self.b, "b": self.a, "a_from": self.b_from, "b_from": self.a_from})
+        # Built anew: a copied record would carry the cached id of the first along.
+        return Comparison(
+            prompt=self.prompt, a=self.b, b=self.a, a_from=self.b_from, b_from=self.a_from
+        )
 
 
 _FLIP: dict[Label, Label] = {"A": "B", "B": "A", "tie": "tie", "invalid": "invalid", "refused": "refused"}
@@ -208,6 +210,23 @@ class Dropped(Frozen):
     """Something that went no further, and why: at which stage, for which reason."""
 
     prompt_id: str
+    unit: Literal["prompt", "reply", "pair"] = "prompt"
+    """What was dropped: a whole prompt, one of its replies, or one of its pairs."""
     stage: str
-    reason: Reason
+    reason: str
     detail: str = ""
+    retry: bool = False
+    """Whether the reason may pass (a busy server): the next start of the run tries again."""
+
+    @classmethod
+    def from_fault(cls, prompt_id: str, stage: str, fault: str, detail: str) -> Dropped:
+        """A call that failed, after the engine's own retries."""
+        lasting = fault in ("context_length", "refused")
+        return cls(
+            prompt_id=prompt_id,
+            unit="reply",
+            stage=stage,
+            reason=fault.replace("_", " "),
+            detail=detail[:300],
+            retry=not lasting,
+        )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,19 @@ SPECIALS = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 
 
 def make_tiny_model(
-    folder: Path, *, vocab: int = 600, hidden: int = 64, layers: int = 2, heads: int = 4, head_dim: int = 32, seed: int = 0
+    folder: Path,
+    *,
+    vocab: int = 600,
+    hidden: int = 64,
+    layers: int = 2,
+    heads: int = 4,
+    head_dim: int = 32,
+    seed: int = 0,
 ) -> Path:
     """A random Qwen3 with a byte-level BPE tokenizer, saved into a folder.
 
-    Its weights are spread so wide that next-token distributions are far from even: a score of the wrong token shows.
+    Its weights are spread so wide that next-token distributions are far from even: a score of the
+    wrong token shows.
     """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -30,23 +40,44 @@ def make_tiny_model(
 
     draw = random.Random(seed)
     syllables = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
-    words = ["".join(draw.choices(syllables, k=draw.randint(1, 3))) for _ in range(max(400, 2 * vocab))]
-    lines = [" ".join(draw.choices(words, k=12)) + " 1 2 3 4 5 6 7 8 9 A B (A) (B)." for _ in range(max(400, vocab))]
+    words = [
+        "".join(draw.choices(syllables, k=draw.randint(1, 3))) for _ in range(max(400, 2 * vocab))
+    ]
+    lines = [
+        " ".join(draw.choices(words, k=12)) + " 1 2 3 4 5 6 7 8 9 A B (A) (B)."
+        for _ in range(max(400, vocab))
+    ]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab, special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab, special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(lines, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>", additional_special_tokens=SPECIALS[1:])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|end|>",
+        pad_token="<|end|>",
+        additional_special_tokens=SPECIALS[1:],
+    )
     fast.chat_template = TEMPLATE
     fast.save_pretrained(folder)
 
     torch.manual_seed(seed)
     config = Qwen3Config(
-        vocab_size=(len(fast) + 31) // 32 * 32, hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=max(1, heads // 2), head_dim=head_dim, max_position_embeddings=2048,
-        tie_word_embeddings=True, eos_token_id=fast.eos_token_id, bos_token_id=None, pad_token_id=fast.eos_token_id,
+        vocab_size=(len(fast) + 31) // 32 * 32,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=max(1, heads // 2),
+        head_dim=head_dim,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        eos_token_id=fast.eos_token_id,
+        bos_token_id=None,
+        pad_token_id=fast.eos_token_id,
     )
     model = Qwen3ForCausalLM(config)
     with torch.no_grad():
@@ -58,3 +89,25 @@ def make_tiny_model(
     model.generation_config.eos_token_id = fast.eos_token_id
     model.save_pretrained(folder, safe_serialization=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random Qwen3 of 50,000 weights."""
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def vllm_engine(tiny_model: Path) -> Iterator[Any]:
+    """The one vLLM engine of the suite, in a Ray actor of its own.
+
+    It computes in float32, so that scores can be held against transformers. Ask it through
+    `asyncio.run`: it follows from one event loop to the next.
+    """
+    from tenet.engines.vllm import Settings, build
+
+    engine = build(
+        Settings(model=str(tiny_model), dtype="float32", max_model_len=1024, kv_cache_gib=0.25)
+    )
+    yield engine
+    asyncio.run(engine.close())

@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 
 from tenet.engines import Reply, Request, Sampling
+from tenet.engines._limiter import Limiter
 from tenet.engines.openai import OpenAIEngine, Settings, build
 from tenet.errors import BudgetExceeded, EngineRefused, EngineUnreachable, SettingsError
 from tenet.kinds import known
 from tenet.records import Message, Usage
 from tests.stub_server import Answer, Call, Script, Stub, chat, completion, error, scores
 
-KEY = "sk-proj-Zq81Lw03Xy77Tb55"
+KEY = "Zq81Lw03Xy77Tb55"
 
 
 def ask(text: str = "hi", **sampling: Any) -> Request:
@@ -34,7 +35,7 @@ def choose(*choices: str) -> Request:
 
 
 def settings(base_url: str = "http://127.0.0.1:8000/v1", **more: Any) -> Settings:
-    return Settings(**{"model": "m", "base_url": base_url, "backoff_s": 0.01, **more})
+    return Settings.model_validate({"model": "m", "base_url": base_url, "backoff_s": 0.01, **more})
 
 
 def serve(
@@ -273,11 +274,10 @@ def test_an_impossible_log_probability_is_none(value: float):
 
 
 def test_missing_log_probabilities_say_what_to_do():
-    for answer in (chat("A"), scores()) if False else (chat("A"),):
-        reply = one(always(answer), choose("A", "B"))
-        assert reply.fault == "bad_reply"
-        assert "verdict: hard" in reply.detail
-        assert "choices: false" in reply.detail
+    reply = one(always(chat("A")), choose("A", "B"))
+    assert reply.fault == "bad_reply"
+    assert "verdict: hard" in reply.detail
+    assert "choices: false" in reply.detail
 
 
 def test_choices_of_raw_text():
@@ -408,7 +408,7 @@ def paused(wait: Callable[[], str], **more: str) -> tuple[float, Stub]:
 
 def test_retry_after_in_seconds_pauses_the_whole_engine():
     waited, stub = paused(lambda: "0.6")
-    assert 0.59 < waited < 1.5
+    assert 0.59 < waited < 5
     assert last_word(stub.calls[1]) == "0"  # whoever was refused goes first
 
 
@@ -417,14 +417,14 @@ def test_retry_after_as_a_date_is_honoured():
         return format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
 
     waited, _ = paused(soon)
-    assert 0.9 < waited < 2.6
+    assert 0.9 < waited < 5
 
 
 def test_retry_after_as_a_date_is_read_by_the_servers_clock():
     now = datetime(2001, 1, 1, tzinfo=UTC)
     then = format_datetime(now + timedelta(seconds=1), usegmt=True)
     waited, _ = paused(lambda: then, date=format_datetime(now, usegmt=True))
-    assert 0.9 < waited < 1.8
+    assert 0.9 < waited < 5  # and not the years since 2001, nor no time at all
 
 
 def test_a_storm_beyond_patience_is_a_fault_for_all_who_wait():
@@ -433,8 +433,19 @@ def test_a_storm_beyond_patience_is_a_fault_for_all_who_wait():
         always(error(429, "no")), *(ask() for _ in range(50)), patience_s=0.3, concurrency=4
     )
     assert {r.fault for r in got} == {"rate_limit"}
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10
     assert one(always(error(503, "busy")), patience_s=0.1).fault == "server"
+
+
+def test_an_old_storm_does_not_shorten_the_patience_for_a_new_one():
+    async def use(engine: OpenAIEngine) -> list[Reply]:
+        first = await engine.generate([ask()])  # refused, then broken: the storm never ends well
+        await asyncio.sleep(0.3)
+        return first + await engine.generate([ask()])
+
+    script = in_turn(error(429), error(400), error(429), chat("in the end"))
+    got, _ = serve(script, use, patience_s=0.2)
+    assert [r.fault for r in got] == ["bad_reply", None]
 
 
 def test_a_wait_beyond_patience_stops_the_run_and_burns_no_rows():
@@ -448,19 +459,22 @@ def test_overload_halves_the_calls_in_flight_and_success_brings_them_back():
     def script(call: Call) -> Answer:
         return error(503) if refuse[0] and call.number >= 20 else Answer(chat().body, delay=0.005)
 
+    async def watch(stub: Stub) -> None:
+        while len(stub.calls) < 60:
+            await asyncio.sleep(0.005)
+        refuse[0] = False
+        stub.busiest = 0
+        mark = len(stub.calls)
+        while len(stub.calls) < mark + 30:
+            await asyncio.sleep(0.001)
+        assert stub.busiest <= 16
+
     async def run() -> None:
         async with Stub(script) as stub:
             engine = build(settings(stub.base_url, concurrency=64))
-            task = asyncio.create_task(engine.generate([ask() for _ in range(900)]))
-            while len(stub.calls) < 60:
-                await asyncio.sleep(0.005)
-            refuse[0] = False
-            stub.busiest = 0
-            mark = len(stub.calls)
-            while len(stub.calls) < mark + 30:
-                await asyncio.sleep(0.001)
-            assert stub.busiest <= 16
-            assert not any(r.fault for r in await task)
+            asked = [ask() for _ in range(900)]
+            got, _ = await asyncio.gather(engine.generate(asked), watch(stub))
+            assert not any(r.fault for r in got)
             assert stub.busiest > 16
             await engine.close()
 
@@ -550,7 +564,7 @@ def test_a_failed_engine_leaves_no_call_behind():
     began = time.monotonic()
     with pytest.raises(EngineRefused):
         replies(script, ask("good"), ask("bad"), ask("good"))
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
     gc.collect()  # a leaked session or a task never awaited would warn, and warnings are errors
 
 
@@ -565,6 +579,20 @@ def test_a_cancelled_generate_gives_its_places_back():
 
     got, _ = serve(script, use, concurrency=4)
     assert [r.text for r in got] == ["hello"] * 20
+
+
+def test_a_place_that_comes_together_with_a_cancellation_is_not_lost():
+    async def run() -> None:
+        limiter = Limiter(1)
+        await limiter.acquire()
+        waiting = asyncio.create_task(limiter.acquire())
+        await asyncio.sleep(0)
+        limiter.release()  # the place is now promised to `waiting`, which never gets to take it
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        await asyncio.wait_for(limiter.acquire(), 1)
+
+    asyncio.run(run())
 
 
 # --- budgets --------------------------------------------------------------------------------
@@ -598,10 +626,13 @@ def test_failed_calls_do_not_use_up_a_budget_of_calls():
 )
 def test_a_budget_of_tokens_or_money_stops_near_the_limit(limit: dict[str, Any]):
     async def use(engine: OpenAIEngine) -> list[Reply]:
+        async def spend() -> None:
+            while True:
+                done.extend(await engine.generate([ask() for _ in range(4)]))
+
         done: list[Reply] = []
         with pytest.raises(BudgetExceeded, match="spent"):
-            while True:
-                done += await engine.generate([ask() for _ in range(4)])
+            await spend()
         spent = engine.spent.prompt_tokens + engine.spent.completion_tokens
         assert 300 - 4 * 15 <= spent <= 300 + 4 * 15
         return done
@@ -658,7 +689,11 @@ def test_the_kind_is_found_and_fingerprints_tell_models_apart():
     assert "openai" in known("tenet.engines")
     base = build(settings())
     assert base.fingerprint == build(settings("http://127.0.0.1:8000/v1/")).fingerprint
-    others = [{"model": "n"}, {"extra": {"a": 1}}, {"base_url": "http://127.0.0.1:1/v1"}]
+    others: list[dict[str, Any]] = [
+        {"model": "n"},
+        {"extra": {"a": 1}},
+        {"base_url": "http://127.0.0.1:1/v1"},
+    ]
     assert len({build(settings(**o)).fingerprint for o in [{}, *others]}) == 4
     assert build(settings(model="Qwen/Qwen3-8B")).family == "qwen3"
     assert build(settings(model="gpt-4o", family="own")).family == "own"

@@ -13,7 +13,7 @@ from tenet.records import Usage
 
 
 class Budget:
-    """What a run may spend, shared by all its engines; what it paid before a restart counts.
+    """What a run may spend in this process, shared by all its engines.
 
     A call is a request; what an engine sends again on its own after a fault is not counted.
     `max_calls` is never exceeded. `max_tokens` (prompt and completion) can be, by the calls that
@@ -36,7 +36,7 @@ class Budget:
     def resume(
         cls, calls: Calls, run: str, *, max_calls: int | None = None, max_tokens: int | None = None
     ) -> Budget:
-        """The budget of a run that may have been started before."""
+        """The budget of a run that may have been started before: its stored replies count."""
         spent = sum(calls.usage(run).values(), Usage())
         return cls(max_calls=max_calls, max_tokens=max_tokens, spent=spent)
 

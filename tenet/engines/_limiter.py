@@ -41,6 +41,8 @@ class Limiter:
 
         A call that was refused before (`again`) goes to the front: no row waits twice in one queue.
         """
+        if not (again or self.in_flight or self._waiting):
+            self.storm_began = None  # whatever went wrong before this lull was long ago
         free = self.in_flight < int(self.limit) and not self._wake
         if free and (again or not self._waiting):
             self.in_flight += 1

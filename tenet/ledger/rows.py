@@ -127,6 +127,19 @@ class Rows:
         prompts = self._reader.all("SELECT count(*) FROM rows WHERE seq = 0")[0][0]
         return Counts(prompts, stages, drops)
 
+    def reopen(self) -> int:
+        """Forgets the chains whose outcome says `retry`, so that they are walked again; how many."""
+        with self._writing.transaction() as db:
+            again = (
+                "SELECT ordinal FROM rows WHERE stage = 'outcome' "
+                "AND json_extract(record, '$.retry')"
+            )
+            found = db.execute(f"SELECT count(*) FROM ({again})").fetchone()[0]
+            if found:
+                db.execute(f"DELETE FROM rows WHERE ordinal IN ({again})")
+        self._window_at = -1
+        return found
+
     def meta(self, key: str) -> str | None:
         """A fact about the run, such as its recipe's hash."""
         found = self._reader.all("SELECT value FROM meta WHERE key = ?", (key,))

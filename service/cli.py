@@ -1,0 +1,141 @@
+"""The command line: `tenet generate`, `tenet demo`, `tenet nano`."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tenet.errors import AccountingError, InputError, TenetError
+
+app = typer.Typer(
+    help="Preference data from a written constitution.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+nano = typer.Typer(help="The bundled toy models.", no_args_is_help=True)
+app.add_typer(nano, name="nano")
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[key=value …]", help="Settings that replace the file's.")
+]
+
+
+def main() -> None:
+    """Runs the command; an error that is the user's to mend is one message, not a traceback."""
+    try:
+        app()
+    except InputError as error:
+        _fail(f"tenet: {error}", 2)
+    except AccountingError as error:
+        _fail(f"tenet: the run accounted wrongly, which is a bug of ours: {error}", 4)
+    except TenetError as error:
+        _fail(f"tenet: {type(error).__name__}: {error}", 3)
+
+
+def _fail(message: str, code: int) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+@app.command()
+def generate(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file (YAML).")],
+    overrides: Overrides = None,
+    out: Annotated[str | None, typer.Option(help="The run's folder; default runs/<recipe>.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows.")] = None,
+    shard: Annotated[str, typer.Option(help="i/N: every N-th row, from the i-th (0-based).")] = "0/1",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, call nothing.")] = False,
+) -> None:
+    """Prompts in, judged preference pairs out. The same command goes on where a run was stopped."""
+    from service import plan, recipe as recipes, screen
+    from service.pipeline import Window
+
+    opened = recipes.open_recipe(recipe, overrides or [], out)
+    window = Window(limit, _shard(shard))
+    if dry_run:
+        screen.show_plan(plan.describe(opened, window))
+        return
+    manifest = run_watched(opened, window)
+    screen.show_summary(opened, manifest)
+    if manifest["state"] != "whole":
+        again = " ".join(["tenet generate", str(recipe), *(overrides or [])])
+        print(f"\nNot whole ({manifest['state']}). To go on: {again}" + (f" --out {out}" if out else ""))
+        sys.exit(130 if manifest["state"] == "stopped" else 3)
+
+
+def run_watched(plan: Any, window: Any, engines: Any = None) -> dict[str, Any]:
+    """Runs a plan with progress bars; the first Ctrl-C stops cleanly, the second at once."""
+    from service import run, screen
+
+    async def watched() -> dict[str, Any]:
+        with screen.Progress() as bars:
+            hooks = run.Hooks(
+                stage=bars.stage, rows=bars.rows, tally=bars.tally, pipeline=bars.pipeline
+            )
+            loop = asyncio.get_running_loop()
+            task = asyncio.ensure_future(run.execute(plan, window, hooks, engines))
+
+            def interrupt() -> None:
+                if not bars.stop():
+                    task.cancel()
+
+            loop.add_signal_handler(signal.SIGINT, interrupt)
+            try:
+                return await task
+            finally:
+                loop.remove_signal_handler(signal.SIGINT)
+
+    try:
+        return asyncio.run(watched())
+    except asyncio.CancelledError:
+        _fail("\nStopped at once. Stored replies stay; the same command goes on.", 130)
+        raise
+
+
+def _shard(text: str) -> tuple[int, int]:
+    i, slash, n = text.partition("/")
+    if not (slash and i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+        raise InputError(f"--shard {text!r} is not i/N", fix="i from 0 to N-1, such as 0/4")
+    return int(i), int(n)
+
+
+@app.command()
+def demo(
+    out: Annotated[str, typer.Option(help="The run's folder.")] = "runs/demo",
+    prompts: Annotated[int, typer.Option(min=1, help="How many prompts.")] = 240,
+) -> None:
+    """The whole job on the bundled toy model: real vLLM engines in Ray actors, no network."""
+    from service import demo as shown
+
+    shown.main(Path(out), prompts)
+
+
+@nano.command("build")
+def nano_build(
+    out: Annotated[Path, typer.Option(help="Folder for the stages.")] = Path("runs/nano"),
+    seed: Annotated[int, typer.Option(help="Decides corpus, weights and order.")] = 0,
+    scale: Annotated[float, typer.Option(min=0.001, max=4, help="Share of the full training.")] = 1.0,
+) -> None:
+    """Trains the bundled models from a seed, on this machine's CPU."""
+    from nano import build
+
+    build.build(out, seed, scale)
+
+
+@nano.command("check")
+def nano_check(
+    model: Annotated[str, typer.Option(help="A stage's folder or name.")] = "nano:assistant",
+    items: Annotated[int, typer.Option(min=10, help="Items per skill.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Draws fresh items.")] = 20_000,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Also write JSON here.")] = None,
+) -> None:
+    """Measures the bundled model's skills through the real templates and the real engine."""
+    from nano import check
+
+    check.main(model, items, seed, json_out)

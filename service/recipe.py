@@ -1,0 +1,186 @@
+"""A recipe: the one YAML file that says what a run does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+import constitution
+import judges
+from constitution import Constitution
+from constitution.loader import require
+from generators.filters import Keep
+from generators.pairs import Settings as Pairs
+from generators.prompts import Settings as Prompts
+from generators.respond import Settings as Respond
+from generators.revise import Settings as Revise
+from tenet import kinds
+from tenet.engines import Engine
+from tenet.errors import SettingsError
+from tenet.records import Frozen, digest
+from tenet.settings import Document, assemble, closest, read
+
+
+class Limits(Frozen):
+    """When a run stops before its prompts are used up."""
+
+    max_failures: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Share of prompts that may fail through an engine's faults or unreadable verdicts."""
+    max_prompts: Annotated[int, Field(ge=1)] | None = None
+    """Most prompts to use; the others are not read."""
+    max_calls: Annotated[int, Field(ge=1)] | None = None
+    """Most calls to pay for; what a stored reply answers is free."""
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Most tokens to pay for, prompts and replies together."""
+    in_flight: Annotated[int, Field(ge=1)] = 256
+    """Prompts that are worked on at once."""
+
+
+class Recipe(Frozen):
+    """What a run does."""
+
+    prompts: Prompts
+    """Where the prompts come from."""
+    constitution: str
+    """A packaged constitution's name, or a path."""
+    models: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    """Engines by name: `kind` and that kind's settings. The first serves where none is named."""
+    respond: Respond = Respond()
+    """First replies."""
+    revise: Revise = Revise()
+    """Critique and revision rounds."""
+    pairs: Annotated[tuple[Pairs, ...], Field(min_length=1)] = (Pairs(),)
+    """Which replies are compared."""
+    judge: dict[str, Any] = {"kind": "pairwise"}
+    """`kind` and that kind's settings."""
+    keep: Keep = Keep()
+    """Which judged pairs are kept."""
+    limits: Limits = Limits()
+    """When to stop early."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Decides every draw of the run."""
+    out: str = ""
+    """The run's folder, relative to where the command is given; empty: runs/<recipe's file name>."""
+
+
+# What may differ between two starts of one run, since no row depends on it.
+_EXECUTION = {
+    "limits": None,
+    "out": None,
+    "models": {
+        *("replicas", "concurrency", "timeout_s", "retries", "patience_s", "address", "key_env"),
+        *("gpu_memory_utilization", "kv_cache_gib", "max_num_seqs", "threads", "delay"),
+    },
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe that was checked: every name resolved, nothing called yet."""
+
+    recipe: Recipe
+    constitution: Constitution
+    models: dict[str, tuple[str, Any]]
+    """Engine kind and settings by model name."""
+    folder: Path
+    source: str
+    """Where the recipe came from, for messages."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides rows: the recipe less what is execution only, and the constitution's hash."""
+        data = self.recipe.model_dump(mode="json", exclude={"limits", "out"})
+        models = {
+            name: {"kind": kind, **settings.model_dump(mode="json", exclude=_EXECUTION["models"])}
+            for name, (kind, settings) in self.models.items()
+        }
+        keep = {k: v for k, v in data["keep"].items() if k != "exactly"}
+        return {**data, "keep": keep, "models": models, "constitution_hash": self.constitution.hash}
+
+    @property
+    def judge_model(self) -> str:
+        return str(self.recipe.judge.get("model") or next(iter(self.models)))
+
+    def build_engines(self) -> dict[str, Engine]:
+        """Engines by model name. Equal settings share one engine; a wrong model path ends here."""
+        made: dict[str, Engine] = {}
+        same: dict[str, Engine] = {}
+        for name, (kind, settings) in self.models.items():
+            key = digest(kind, settings.model_dump(mode="json"))
+            if key not in same:
+                same[key] = kinds.load("tenet.engines", kind).build(settings)
+            made[name] = same[key]
+        return made
+
+
+def open_recipe(path: Path, overrides: Iterable[str] = (), out: str | None = None) -> Plan:
+    """Reads and checks a recipe. Paths in it are relative to its own folder.
+
+    Raises SettingsError, ConstitutionError or DataError: file, field, value, and what would be right.
+    """
+    doc = read(path).override(overrides)
+    recipe = assemble(Recipe, doc)
+    base = path.parent
+    recipe = recipe.model_copy(update={"prompts": recipe.prompts.relative_to(base)})
+    models = {name: _model(doc.sub("models").sub(name), base) for name in recipe.models}
+    _check_names(recipe, doc, models)
+    judges.read_settings(doc.sub("judge") if "judge" in doc.data else dict(recipe.judge))
+    rules = constitution.load(_constitution(recipe.constitution, base))
+    revising = ["critique", "revise"] if recipe.revise.critique else ["revise"]
+    require(rules, [*(revising if recipe.revise.rounds else []), "choose"])
+    for name in (out, recipe.out, f"runs/{path.stem}"):
+        if name:
+            return Plan(recipe, rules, models, Path(name), str(path))
+    raise AssertionError("unreachable: the last name is never empty")
+
+
+def _model(doc: Document, base: Path) -> tuple[str, Any]:
+    kind = doc.data.get("kind", "vllm") if isinstance(doc.data, dict) else ""
+    module = kinds.load("tenet.engines", kind, doc.place("kind"))
+    settings = assemble(module.Settings, doc.without("kind"))
+    moved = {
+        field: str(base / value)
+        for field in ("model", "lora")
+        if isinstance(value := getattr(settings, field, None), str)
+        and value.startswith(("./", "../"))
+    }
+    return kind, settings.model_copy(update=moved)
+
+
+def _constitution(name: str, base: Path) -> str | Path:
+    if "/" in name or name.endswith((".yaml", ".yml")):
+        return base / name
+    return name
+
+
+def _check_names(recipe: Recipe, doc: Document, models: dict[str, Any]) -> None:
+    """Every model that a stage names must be one of the recipe's models."""
+    named = [
+        ("respond.model", recipe.respond.model),
+        *((f"respond.pool.{name}", name) for name in recipe.respond.pool),
+        ("revise.model", recipe.revise.model),
+        ("judge.model", recipe.judge.get("model", "")),
+    ]
+    for field, name in named:
+        if name and name not in models:
+            raise SettingsError(
+                f"there is no model {name!r}", where=doc.place(field), fix=closest(str(name), models)
+            )
+    if recipe.pairs and recipe.respond.samples < 2:
+        for i, pair in enumerate(recipe.pairs):
+            if pair.kind == "samples":
+                raise SettingsError(
+                    "pairs of samples need at least two samples",
+                    where=doc.place(f"pairs.{i}.kind"),
+                    fix="respond.samples: 2, or pairs of kind initial_vs_revision",
+                )
+    if not recipe.revise.rounds and any(p.kind == "initial_vs_revision" for p in recipe.pairs):
+        raise SettingsError(
+            "pairs of initial_vs_revision need at least one round",
+            where=doc.place("revise.rounds"),
+            fix="revise.rounds: 1",
+        )

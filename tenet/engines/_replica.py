@@ -1,0 +1,237 @@
+"""What runs inside one Ray actor: a vLLM async engine, its tokenizer, a tray of finished answers.
+
+Only plain tuples cross Ray, see Question and Answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import uuid
+from typing import Any
+
+from tenet.engines import _choices, _watchdog
+from tenet.engines._prompt import Fault, Prompts
+
+Draw = tuple[float, float, int, tuple[str, ...], int | None]
+"""(temperature, top_p, max_tokens, stop, seed)"""
+Question = tuple[int, tuple[tuple[str, str], ...], str | None, Draw, tuple[str, ...]]
+"""(number, messages, text, how to draw, choices)"""
+Answer = tuple[int, str, str, tuple[float, ...], tuple[int, int, int], str | None, str]
+"""(number, text, finish, log-probabilities, (prompt, completion, cached tokens), fault, detail)"""
+
+_TRAY = 0.004
+"""Seconds that answers may gather before they are sent: a Ray call costs as much as some tokens."""
+_ASKED = 128
+"""vLLM scores at most so many named tokens in one call."""
+
+
+class Replica:
+    """One engine: `start` it; `submit` puts questions in and `collect` brings out what is done."""
+
+    def __init__(self, plan: dict[str, Any]) -> None:
+        mark = f"{os.getpid()}-{uuid.uuid4().hex}"
+        os.environ |= {**plan["env"], _watchdog.MARK: mark}
+        # Ray sets it to the actor's share of CPUs; vLLM sets its own for its workers
+        os.environ.pop("OMP_NUM_THREADS", None)
+        _watchdog.guard(mark)
+        self._plan = plan
+        self._serving: set[asyncio.Task[None]] = set()
+        self._tray: list[Answer] = []
+        self._news = asyncio.Event()
+        self._turn = 0
+        self._dead = ""
+        self._calls = 0
+
+    async def node(self) -> str:
+        """The Ray node that this actor runs on."""
+        import ray
+
+        return ray.get_runtime_context().get_node_id()
+
+    async def start(self, share: tuple[int, int]) -> int:
+        """Loads the model, as the i-th of n replicas on its node; returns the context length."""
+        plan = self._plan
+        if plan["cpu"]:
+            bound = cores(share, plan["threads"], plan["args"]["tensor_parallel_size"])
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = bound
+        try:
+            self._load()
+        except Exception as error:
+            told = f"{type(error).__name__}: {error}{_last_error()}"
+            raise RuntimeError(told[:2000]) from None
+        return self._limit
+
+    def _load(self) -> None:
+        from transformers import AutoTokenizer
+        from vllm import AsyncEngineArgs, SamplingParams
+        from vllm.inputs import tokens_input
+        from vllm.lora.request import LoRARequest
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.usage.usage_lib import UsageContext
+        from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        args, lora = self._plan["args"], self._plan["lora"]
+        self._input: Any = tokens_input
+        self._params: Any = SamplingParams
+        self._death = EngineDeadError
+        self._final = RequestOutputKind.FINAL_ONLY
+        # batch sizes of vLLM's offline use: throughput counts here, not the first token's delay
+        self._engine: Any = AsyncLLM.from_engine_args(
+            AsyncEngineArgs(**args), usage_context=UsageContext.LLM_CLASS
+        )
+        self._limit = int(self._engine.model_config.max_model_len)
+        self._lora = LoRARequest("adapter", 1, lora) if lora else None
+        tokenizer: Any = AutoTokenizer.from_pretrained(  # pyright: ignore[reportUnknownMemberType]
+            args["model"], revision=args["revision"], trust_remote_code=False
+        )
+        self._prompts = Prompts(tokenizer)
+
+    async def submit(self, questions: list[Question]) -> None:
+        """Takes questions in and returns at once."""
+        for question in questions:
+            task = asyncio.create_task(self._serve(question))
+            self._serving.add(task)
+            task.add_done_callback(self._serving.discard)
+
+    async def collect(self) -> list[Answer] | str:
+        """Waits until something is done and returns it; a string says why this replica is dead.
+
+        A newer call takes over from an older one that still waits, which then returns nothing.
+        """
+        self._turn += 1
+        turn = self._turn
+        self._news.set()
+        while True:
+            await self._news.wait()
+            if self._tray and not self._dead:
+                await asyncio.sleep(_TRAY)
+            if turn != self._turn:
+                return []
+            if self._dead:
+                return self._dead
+            self._news.clear()
+            if self._tray:
+                answers, self._tray = self._tray, []
+                return answers
+
+    async def stop(self) -> None:
+        """Ends vLLM's processes."""
+        self._engine.shutdown()
+
+    async def _serve(self, question: Question) -> None:
+        number, messages, text, draw, choices = question
+        nothing = (number, "", "stop", (), (0, 0, 0))
+        try:
+            rendered, ids = self._prompts.render(messages, text)
+            if not ids:
+                raise Fault("refused", "nothing is asked: neither messages nor text")
+            self._fit(len(ids) + 1)
+            if choices:
+                answer = await self._score(ids, self._prompts.paths(rendered, choices))
+            else:
+                answer = await self._draw(ids, draw)
+            self._put((number, *answer, None, ""))
+        except Fault as fault:
+            self._put((*nothing, *fault.args))
+        except self._death as error:
+            self._dead = self._dead or f"vLLM's engine process ended: {error}"[:500]
+            self._news.set()
+        except (ValueError, TypeError) as error:
+            self._put((*nothing, "refused", f"vLLM refuses the question: {error}"[:500]))
+        except Exception as error:
+            self._put((*nothing, "server", f"{type(error).__name__}: {error}"[:500]))
+
+    def _put(self, answer: Answer) -> None:
+        self._tray.append(answer)
+        self._news.set()
+
+    def _fit(self, tokens: int) -> None:
+        if tokens > self._limit:
+            told = f"prompt and answer need {tokens} tokens or more; the context has {self._limit}"
+            raise Fault("context_length", told)
+
+    async def _ask(self, ids: list[int], **params: Any) -> Any:
+        self._calls += 1
+        # skip_clone: the parameters serve this call alone, and vLLM's deep copy of them is slow
+        how = self._params(output_kind=self._final, skip_clone=True, **params)
+        out: Any = None
+        stream = self._engine.generate(
+            self._input(ids), how, str(self._calls), lora_request=self._lora
+        )
+        async for part in stream:
+            out = part
+        finish = out and out.outputs[0].finish_reason
+        if finish not in ("stop", "length"):
+            raise Fault("server", f"vLLM ended the call early: {finish}")
+        return out
+
+    async def _draw(self, ids: list[int], draw: Draw) -> tuple[Any, ...]:
+        temperature, top_p, most, stop, seed = draw
+        # without stop strings the text is decoded once, at the end, and not token by token
+        out = await self._ask(
+            ids,
+            temperature=temperature,
+            top_p=top_p if temperature > 0 else 1.0,
+            max_tokens=min(most, self._limit - len(ids)),
+            seed=seed,
+            stop=list(stop),
+            detokenize=bool(stop),
+        )
+        drawn = out.outputs[0]
+        tokens = list(drawn.token_ids)
+        kept = tokens[:-1] if drawn.finish_reason == "stop" else tokens
+        text = drawn.text if stop else self._prompts.decode(kept)
+        return text, drawn.finish_reason, (), (len(ids), len(tokens), out.num_cached_tokens or 0)
+
+    async def _score(self, ids: list[int], paths: list[_choices.Path]) -> tuple[Any, ...]:
+        self._fit(len(ids) + max(map(len, paths)))
+        calls = [
+            (node, following[i : i + _ASKED])
+            for node, following in _choices.branches(paths).items()
+            for i in range(0, len(following), _ASKED)
+        ]
+        one = {"temperature": 0.0, "max_tokens": 1, "detokenize": False}
+        outs = await asyncio.gather(
+            *(self._ask([*ids, *node], logprob_token_ids=asked, **one) for node, asked in calls)
+        )
+        found: dict[tuple[_choices.Path, int], float] = {}
+        prompt = cached = 0
+        for (node, asked), out in zip(calls, outs, strict=True):
+            told = out.outputs[0].logprobs[0]
+            found |= {(node, token): told[token].logprob for token in asked}
+            prompt, cached = prompt + len(ids) + len(node), cached + (out.num_cached_tokens or 0)
+        scores = tuple(sum(found[path[:i], t] for i, t in enumerate(path)) for path in paths)
+        return "", "stop", scores, (prompt, len(calls), cached)
+
+
+def cores(share: tuple[int, int], threads: int | None, ranks: int) -> str:
+    """The cores of the i-th of n replicas on a machine, as vLLM writes them: a list per rank.
+
+    Shares are disjoint while there are cores enough. From four cores up, each rank leaves one of
+    its share to vLLM's scheduler and the tokenizer.
+    """
+    index, of = share
+    mine = sorted(os.sched_getaffinity(0))
+    parts = of * ranks
+    lists: list[str] = []
+    for part in range(index * ranks, (index + 1) * ranks):
+        own = mine[part * len(mine) // parts : (part + 1) * len(mine) // parts]
+        own = own or [mine[part % len(mine)]]
+        own = own[: threads or (len(own) - 1 if len(own) >= 4 else len(own))]
+        lists.append(",".join(map(str, own)))
+    return "|".join(lists)
+
+
+def _last_error() -> str:
+    """The last error that this process or its children logged: vLLM's own says only "see above"."""
+    try:
+        with open(os.readlink("/proc/self/fd/2"), "rb") as log:
+            log.seek(max(0, log.seek(0, 2) - 200_000))
+            lines = re.findall(r"\b\w+Error: .+", log.read().decode("utf-8", "replace"))
+    except OSError:
+        return ""
+    told = [line for line in lines if "root cause" not in line and "stack trace" not in line]
+    return f" ({told[-1]})" if told else ""

@@ -1,0 +1,192 @@
+"""Engine kind "vllm": Ray actors with a vLLM engine each, on CPU cores, GPUs or a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from tenet.engines import Reply, Request, _model
+from tenet.engines._pool import Pool
+from tenet.engines._replica import Replica
+from tenet.errors import SettingsError
+from tenet.records import Frozen, Usage
+
+_CPU_CONTEXT = 8192
+
+
+class Settings(Frozen):
+    """Which model to serve, and on what. Code that comes with a model is never run."""
+
+    model: str
+    """A folder, a hub name, or a bundled model: "nano:assistant", "nano:base"."""
+    replicas: int = Field(1, ge=1)
+    """Copies of the model, each an actor of its own."""
+    tensor_parallel: int = Field(1, ge=1)
+    """GPUs (or core groups, on CPU) that one replica is spread over."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """"auto" is what the model was saved in, with float32 served as 16 bit."""
+    max_model_len: int | None = Field(None, ge=1)
+    """Context length in tokens; unset: the model's own, at most 8192 on CPU."""
+    eager: bool = True
+    """False compiles the model first: slower to start, faster to run on large models."""
+    lora: str | None = None
+    """Folder of a LoRA adapter that every request uses."""
+    kv_cache_gib: float | None = Field(None, gt=0)
+    """GiB for one replica's keys and values; unset: 1 on CPU, else what the next field leaves."""
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    """Share of a GPU's memory that vLLM may use."""
+    max_num_seqs: int = Field(256, ge=1)
+    """Sequences that one replica decodes at the same time."""
+    threads: int | None = Field(None, ge=1)
+    """CPU only: cores that one replica computes on; unset: an even share of the machine's."""
+    address: str | None = None
+    """Address of a running Ray cluster, or "auto"; unset: Ray is started here, and ended here."""
+    restarts: int = Field(3, ge=0)
+    """How often in a row a replica is replaced, or a request sent again, before it is given up."""
+
+
+class VllmEngine:
+    """Serves one model. The first `generate`, or `start`, takes 20 seconds or more."""
+
+    has_choices = True
+
+    def __init__(self, settings: Settings, pool: Pool, *, name: str, fingerprint: str, family: str):
+        self.settings, self.pool = settings, pool
+        self.name, self.fingerprint, self.family = name, fingerprint, family
+
+    async def start(self) -> None:
+        """Starts Ray and the replicas; EngineError, with vLLM's reason, if they cannot start."""
+        await self.pool.start()
+
+    async def generate(self, requests: Sequence[Request]) -> list[Reply]:
+        """One reply per request, in order; concurrent callers share vLLM's batches.
+
+        A prompt that fills the context is a "context_length" fault; one that leaves less room than
+        `max_tokens` is answered within that room, with finish "length" if the answer fills it.
+        Special tokens in messages are defused; raw `text` is taken as it stands, so whoever puts it
+        together defuses its parts. Where one choice begins another, every choice is closed by the
+        end-of-turn token. A request with choices counts as one call, however many tokens it takes.
+        EngineError if no replica is left, or if two event loops use the engine at once.
+        """
+        answers = await self.pool.ask([(_question(r), r.affinity) for r in requests])
+        return [_reply(a) for a in answers]
+
+    async def close(self) -> None:
+        """Ends every process that the engine started. May be called again."""
+        await self.pool.close()
+
+
+def _question(r: Request) -> tuple[Any, ...]:
+    s = r.sampling
+    return (
+        tuple((m.role, m.content) for m in r.messages),
+        r.text,
+        (s.temperature, s.top_p, s.max_tokens, s.stop, s.seed),
+        r.choices,
+    )
+
+
+def _reply(answer: tuple[Any, ...]) -> Reply:
+    text, finish, logprobs, (prompt, completion, cached), fault, detail = answer
+    usage = Usage(calls=1, prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached)
+    return Reply(
+        text=text, finish=finish, choice_logprobs=logprobs, usage=usage, fault=fault, detail=detail
+    )
+
+
+def build(settings: Settings) -> VllmEngine:
+    """The engine, not yet started; SettingsError if model or adapter cannot be served."""
+    cpu = _model.on_cpu()
+    folder, revision = _model.locate(settings.model, "engine.model")
+    config = _model.read_json(folder / "config.json", "engine.model")
+    _model.check_weights(folder, "engine.model")
+    family = str(config.get("model_type", "unknown"))
+    adapter = _adapter(settings, cpu, family, config)
+    own = config.get("max_position_embeddings")
+    longest = int(own) if isinstance(own, int) else None
+    if longest and settings.max_model_len and settings.max_model_len > longest:
+        raise SettingsError(
+            f"{settings.max_model_len} tokens, but the model has positions for {longest}",
+            where="engine.max_model_len",
+            fix=f"at most {longest}",
+        )
+    args: dict[str, Any] = {
+        # a hub name stays a name, since each node of a cluster has a cache of its own
+        "model": str(folder) if revision is None else settings.model, "revision": revision,
+        "dtype": settings.dtype, "max_model_len": settings.max_model_len,
+        "enforce_eager": settings.eager, "tensor_parallel_size": settings.tensor_parallel,
+        "max_num_seqs": settings.max_num_seqs,
+        "gpu_memory_utilization": settings.gpu_memory_utilization,
+        "load_format": "safetensors", "trust_remote_code": False, "disable_log_stats": True,
+        "distributed_executor_backend": "mp", "enable_prefix_caching": True,
+        "logprobs_mode": "raw_logprobs",
+    }  # fmt: skip
+    if settings.kv_cache_gib or cpu:
+        args["kv_cache_memory_bytes"] = int((settings.kv_cache_gib or 1) * 2**30)
+    if cpu:
+        length = settings.max_model_len or min(longest or _CPU_CONTEXT, _CPU_CONTEXT)
+        # A prompt read in chunks rewinds its seeded generator, which vLLM 0.31 cannot do on CPU:
+        # the engine would die. Its blocks of 128 tokens leave short prompts no prefix to share.
+        args |= {
+            "max_model_len": length,
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(4096, length),
+            "block_size": 32,
+        }
+    if adapter:
+        rank = int(_model.read_json(adapter / "adapter_config.json", "engine.lora").get("r", 8))
+        args |= {
+            "enable_lora": True,
+            "max_loras": 1,
+            "max_lora_rank": next((r for r in (8, 16, 32, 64, 128, 256) if r >= rank), 512),
+        }
+    env = {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if revision is None:
+        env["HF_HUB_OFFLINE"] = "1"
+    plan = {
+        "args": args,
+        "env": env,
+        "cpu": cpu,
+        "threads": settings.threads,
+        "lora": str(adapter) if adapter else None,
+    }
+    pool = Pool(
+        plan, Replica, size=settings.replicas, restarts=settings.restarts, address=settings.address,
+        gpus=0 if cpu else settings.tensor_parallel,
+        # where Ray is ours alone it has nothing to ration
+        cpus=(settings.threads or 1) * settings.tensor_parallel if cpu and settings.address else 0,
+    )  # fmt: skip
+    name = settings.model if revision or settings.model.startswith("nano:") else folder.name
+    return VllmEngine(
+        settings, pool, name=f"{name}+{adapter.name}" if adapter else name, family=family,
+        fingerprint=_model.fingerprint(folder, settings.dtype, adapter),
+    )  # fmt: skip
+
+
+def _adapter(settings: Settings, cpu: bool, family: str, config: dict[str, Any]) -> Path | None:
+    if settings.lora is None:
+        return None
+    folder = Path(settings.lora).expanduser().resolve()
+    if not folder.is_dir():
+        raise SettingsError(
+            f"no adapter folder {settings.lora!r}",
+            where="engine.lora",
+            fix="a folder with adapter_config.json and adapter_model.safetensors",
+        )
+    _model.read_json(folder / "adapter_config.json", "engine.lora")
+    _model.check_weights(folder, "engine.lora")
+    if cpu and (experts := _model.experts_of(config)):
+        raise SettingsError(
+            f"{family} has {experts} experts a layer; vLLM on CPU serves no LoRA on a mixture",
+            where="engine.lora",
+            fix="merge the adapter into the weights and serve the merged model",
+        )
+    return folder
