@@ -4,6 +4,8 @@ import gzip
 import json
 import random
 import re
+import subprocess
+import sys
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -380,3 +382,10 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, dedup: str) -> None:
 
     peak(100)
     assert peak(8_000) < peak(1_000) + 100_000
+
+
+def test_importing_is_light() -> None:
+    code = "import sys, constitution, generators.prompts; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert not loaded & {"datasets", "pyarrow", "datasketch", "numpy", "torch"}
