@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import json
 from importlib import metadata
@@ -66,8 +67,7 @@ def locate(model: str, where: str) -> tuple[Path, str | None]:
 
 
 def _from_hub(name: str, where: str) -> tuple[Path, str]:
-    from huggingface_hub import snapshot_download
-
+    snapshot_download: Any = importlib.import_module("huggingface_hub").snapshot_download
     wanted = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
     try:
         try:

@@ -71,6 +71,8 @@ class Pool:
         """How many replicas were replaced so far."""
         self._members: list[_Member] = []
         self._parked: list[_Job] = []
+        self._suspects: list[_Job] = []
+        self._trial: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._starting: asyncio.Task[None] | None = None
         self._count = 0
@@ -96,7 +98,7 @@ class Pool:
                 "a vLLM engine serves one event loop at a time; another one is running"
             )
         # whatever the old loop waited for, nobody wants any more: late answers find no waiting job
-        self._loop, self._starting, self._parked = loop, None, []
+        self._loop, self._starting, self._parked, self._suspects = loop, None, [], []
         for member in self._members:
             member.waiting, member.outbox = {}, []
             member.task = loop.create_task(self._attend(member))
@@ -125,9 +127,7 @@ class Pool:
             member.task = asyncio.get_running_loop().create_task(self._attend(member))
 
     def _check_room(self) -> None:
-        import ray
-
-        have = ray.cluster_resources()
+        have: dict[str, float] = _ray.ray().cluster_resources()
         for kind, each in (("GPU", self._gpus), ("CPU", self._cpus)):
             need = each * self._size
             if need > have.get(kind, 0):
@@ -135,9 +135,7 @@ class Pool:
                 raise EngineError(f"{self._size} replicas need {need} {kind}s; {has}")
 
     def _hire(self) -> Any:
-        import ray
-
-        actor: Any = ray.remote(self._replica)
+        actor: Any = _ray.ray().remote(self._replica)
         wanted = {"num_cpus": self._cpus, "num_gpus": self._gpus}
         return actor.options(max_restarts=0, max_concurrency=10_000, **wanted).remote(self.plan)
 
@@ -167,8 +165,9 @@ class Pool:
     def _fail(self, why: str) -> None:
         """From here on nothing is served."""
         self._state, self._why = "down", self._why or why
-        jobs = [*self._parked, *(job for m in self._members for job in m.waiting.values())]
-        self._parked = []
+        held = (job for m in self._members for job in m.waiting.values())
+        jobs = [*self._parked, *self._suspects, *held]
+        self._parked, self._suspects = [], []
         for member in self._members:
             member.waiting, member.outbox = {}, []
         for job in jobs:
@@ -232,18 +231,30 @@ class Pool:
                     job.answer.set_result(tuple(answer))
             member.deaths = 0 if done else member.deaths
 
+    async def _try(self) -> None:
+        """Sends those that were there at two deaths one by one: whichever kills must not take others along."""
+        while self._suspects:
+            job = self._suspects.pop(0)
+            self._route(job)
+            await asyncio.wait([job.answer])
+
     async def _replace(self, member: _Member, why: str) -> bool:
         """A new actor in a dead one's place; what it owed is asked again, with the same seeds."""
         member.ready = False
         jobs, member.waiting, member.outbox = list(member.waiting.values()), {}, []
         for job in jobs:
             job.deaths += 1
-            if job.deaths > self._restarts and not job.answer.done():
-                # it was there every time: it may be what kills them
+            if job.answer.done():
+                continue
+            if job.deaths >= max(2, self._restarts):
                 told = f"{job.deaths} replicas died while they held this request: {why}"
                 job.answer.set_result(("", "stop", (), (0, 0, 0), "server", told))
-            elif not job.answer.done():
+            elif job.deaths > 1:
+                self._suspects.append(job)
+            else:
                 self._route(job)
+        if self._suspects and (self._trial is None or self._trial.done()):
+            self._trial = asyncio.get_running_loop().create_task(self._try())
         while self._state == "up":
             _kill(member.actor)
             member.deaths += 1
@@ -282,11 +293,9 @@ def _weight(index: int, affinity: str) -> bytes:
 
 
 def _kill(actor: Any) -> None:
-    import ray
-
     try:
-        if actor is not None and ray.is_initialized():
-            ray.kill(actor, no_restart=True)
+        if actor is not None and _ray.ray().is_initialized():
+            _ray.ray().kill(actor, no_restart=True)
     except Exception:
         return
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import os
 import threading
@@ -12,6 +13,11 @@ from typing import Any
 _lock = threading.Lock()
 _guests = 0
 _ours = False
+
+
+def ray() -> Any:
+    """The `ray` module, imported only now; its types are too loose to be checked."""
+    return importlib.import_module("ray")
 
 
 def join(address: str | None) -> None:
@@ -25,23 +31,20 @@ def join(address: str | None) -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     # idle workers that nobody asked for cost a second of CPU and 60 MB each
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
-    import ray
-
+    ray()
     logging.getLogger("ray").setLevel(logging.ERROR)
     with _lock:
-        if not ray.is_initialized():
+        if not ray().is_initialized():
             _start(address)
             _ours = True
         _guests += 1
 
 
 def _start(address: str | None) -> None:
-    import ray
-
     local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 200 << 20}
     for left in (2, 1, 0):
         try:
-            ray.init(
+            ray().init(
                 address=address or "local",
                 log_to_driver=False,
                 configure_logging=False,
@@ -50,7 +53,7 @@ def _start(address: str | None) -> None:
             return
         except Exception:
             # a local node has 30 seconds to come up, and a busy machine may need more
-            ray.shutdown()
+            ray().shutdown()
             if not left or address:
                 raise
 
@@ -58,13 +61,11 @@ def _start(address: str | None) -> None:
 def leave() -> None:
     """Ends what `join` started, if nobody else in this process uses it."""
     global _guests, _ours
-    import ray
-
     with _lock:
         _guests -= 1
-        if _ours and not _guests and ray.is_initialized():
+        if _ours and not _guests and ray().is_initialized():
             _ours = False
-            ray.shutdown()
+            ray().shutdown()
 
 
 async def in_lasting_thread(work: Callable[[], None]) -> None:
@@ -93,7 +94,7 @@ async def in_lasting_thread(work: Callable[[], None]) -> None:
 def reason(error: BaseException) -> str:
     """What an exception says, without the remote traceback that Ray puts before it."""
     cause = getattr(error, "cause", None)
-    told = str(cause or error).strip()
+    told = str(cause or error).strip().partition(" Some common causes")[0]
     if cause is None and "\n" in told:
         told = told.splitlines()[-1]
     return told[:1500] or type(error).__name__

@@ -6,6 +6,7 @@ Only plain tuples cross Ray, see Question and Answer.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import re
 import uuid
@@ -64,7 +65,6 @@ class Replica:
         return self._limit
 
     def _load(self) -> None:
-        from transformers import AutoTokenizer
         from vllm import AsyncEngineArgs, SamplingParams
         from vllm.inputs import tokens_input
         from vllm.lora.request import LoRARequest
@@ -84,10 +84,9 @@ class Replica:
         )
         self._limit = int(self._engine.model_config.max_model_len)
         self._lora = LoRARequest("adapter", 1, lora) if lora else None
-        tokenizer: Any = AutoTokenizer.from_pretrained(  # pyright: ignore[reportUnknownMemberType]
-            args["model"], revision=args["revision"], trust_remote_code=False
-        )
-        self._prompts = Prompts(tokenizer)
+        auto: Any = importlib.import_module("transformers").AutoTokenizer
+        at = {"revision": args["revision"], "trust_remote_code": False}
+        self._prompts = Prompts(auto.from_pretrained(args["model"], **at))
 
     async def submit(self, questions: list[Question]) -> None:
         """Takes questions in and returns at once."""

@@ -1,0 +1,27 @@
+# Sets up `.venv` from the lock, and runs tenet in it. Needs Python 3.11, venv and pip.
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint setup
+setup: $(STAMP)
+
+# PyTorch's CPU wheel carries a local version that PyPI has not: where pip does not find it, its own index is asked.
+# Not asked first, since an index that cannot be reached costs pip long retries.
+$(STAMP): requirements/cpu.lock pyproject.toml
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q --no-deps -r requirements/cpu.lock \
+	  || $(VENV)/bin/pip install -q --no-deps -r requirements/cpu.lock --extra-index-url https://download.pytorch.org/whl/cpu
+	$(VENV)/bin/pip install -q --no-deps --no-build-isolation -e .
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(VENV)/bin/tenet demo
+
+test: $(STAMP)
+	$(VENV)/bin/python -m pytest
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/pyright
