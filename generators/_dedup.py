@@ -37,9 +37,7 @@ class Seen:
     """Remembers keys, with the row where each was first seen and how often it came again."""
 
     def __init__(self) -> None:
-        self._db = _temporary(
-            "CREATE TABLE seen (key BLOB PRIMARY KEY, row INT, copies INT) WITHOUT ROWID"
-        )
+        self._db = _temporary("CREATE TABLE seen (key BLOB PRIMARY KEY, row INT, copies INT) WITHOUT ROWID")
 
     def add(self, key: bytes, row: int) -> tuple[int, int]:
         """(the row that had this key first, how many rows had it before this one)."""
@@ -82,10 +80,7 @@ class NearIndex:
             "CREATE TABLE bands (key INT, row INT, PRIMARY KEY (key, row)) WITHOUT ROWID;"
             "CREATE TABLE shingles (row INTEGER PRIMARY KEY, hashes BLOB)"
         )
-        self._find = (
-            f"SELECT DISTINCT row FROM bands WHERE key IN ({','.join('?' * self._bands)})"
-            f" LIMIT {_CANDIDATES}"
-        )
+        self._find = f"SELECT DISTINCT row FROM bands WHERE key IN ({','.join('?' * self._bands)}) LIMIT {_CANDIDATES}"
 
     def add(self, prompt: Prompt, row: int) -> int | None:
         """The earlier row that this one nearly repeats; else None, and it is remembered."""

@@ -116,9 +116,7 @@ def split_dialogue(text: str) -> tuple[Message, ...]:
         what = f"{before.strip()[:40]!r} stands where a dialogue begins with '\\n\\nHuman:'"
         raise _Stop("not a dialogue", what, "mark every turn with Human: or Assistant:")
     roles = ("user" if r == "Human" else "assistant" for r in rest[::2])
-    return tuple(
-        _message(role, body.removeprefix(" ")) for role, body in zip(roles, rest[1::2], strict=True)
-    )
+    return tuple(_message(role, body.removeprefix(" ")) for role, body in zip(roles, rest[1::2], strict=True))
 
 
 def _decode(line: bytes) -> dict[str, Any]:

@@ -221,9 +221,7 @@ def _split(data: Any, path: str, settings: Settings) -> Any:
     if settings.split is None and len(splits) == 1:
         return next(iter(splits.values()))
     if settings.split not in splits:
-        said = (
-            "has several splits" if settings.split is None else f"has no split {settings.split!r}"
-        )
+        said = "has several splits" if settings.split is None else f"has no split {settings.split!r}"
         raise DataError(said, where=path, fix=f"set split to one of: {', '.join(splits)}")
     return splits[settings.split]
 

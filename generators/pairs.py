@@ -45,8 +45,7 @@ def pairs(
             if c.revisions
         ]
     return [
-        (key, _slots(prompt, x, y, seed_of(seed, prompt.id, "slots", key)))
-        for key, x, y in made[: settings.per_prompt]
+        (key, _slots(prompt, x, y, seed_of(seed, prompt.id, "slots", key))) for key, x, y in made[: settings.per_prompt]
     ]
 
 

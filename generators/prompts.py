@@ -62,9 +62,7 @@ class Settings(Frozen):
     def relative_to(self, folder: Path) -> Settings:
         """The same settings with paths taken from a folder; names on a hub stay as they are."""
         moved = tuple(
-            path
-            if Path(path).is_absolute() or self._is_hub_name(folder, path)
-            else str(folder / path)
+            path if Path(path).is_absolute() or self._is_hub_name(folder, path) else str(folder / path)
             for path in self.paths
         )
         return self.model_copy(update={"path": moved})
@@ -154,9 +152,7 @@ def _duplicate(prompt: Prompt, reason: str, first: int) -> Dropped:
     return Dropped(prompt_id=prompt.id, stage=STAGE, reason=reason, detail=f"of row {first}")
 
 
-def _items(
-    settings: Settings, sources: list[Source]
-) -> Iterator[tuple[int, Prompt | Unfit | BadRow]]:
+def _items(settings: Settings, sources: list[Source]) -> Iterator[tuple[int, Prompt | Unfit | BadRow]]:
     """Every row as a prompt or as what is wrong with it; `sources` receives each one read."""
     ids = Seen()
     start = 0
@@ -178,9 +174,7 @@ def _items(
         sources.append(source.model_copy(update={"rows": count}))
 
 
-def _fit(
-    prompt: Prompt, settings: Settings, ids: Seen, source: Source, number: int
-) -> Prompt | Unfit | BadRow:
+def _fit(prompt: Prompt, settings: Settings, ids: Seen, source: Source, number: int) -> Prompt | Unfit | BadRow:
     if prompt.name:
         first, copies = ids.add(prompt.name.encode(), number)
         if copies:

@@ -40,7 +40,7 @@ class Settings(Frozen):
 
     model: str = ""
     """Name of one of the recipe's models; empty: the first."""
-    pool: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
+    pool: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict[str, float])
     """In place of `model`: several models with weights; each sample draws one."""
     samples: Annotated[int, Field(ge=1, le=64)] = 2
     """Replies per prompt."""
@@ -99,6 +99,4 @@ async def respond(
         return Dropped.from_fault(prompt.id, "respond", reply.fault, reply.detail)
     if not reply.text.strip():
         return Dropped(prompt_id=prompt.id, unit="reply", stage="respond", reason="empty reply")
-    return Response(
-        prompt_id=prompt.id, index=index, text=reply.text.strip(), model=name, finish=reply.finish
-    )
+    return Response(prompt_id=prompt.id, index=index, text=reply.text.strip(), model=name, finish=reply.finish)

@@ -117,9 +117,7 @@ class Chain:
             return failed
         return self._take(round, names, critique, reply)
 
-    def _take(
-        self, round: int, names: tuple[str, ...], critique: Critique | None, reply: Reply
-    ) -> Dropped | None:
+    def _take(self, round: int, names: tuple[str, ...], critique: Critique | None, reply: Reply) -> Dropped | None:
         text = filters.strip_chatter(reply.text)
         found = filters.faults_of(text, self.text, critique.text if critique else "", reply.finish)
         if reason := filters.first_drop(found, self.settings.gates):
@@ -127,11 +125,7 @@ class Chain:
         flags = filters.marks(found, self.settings.gates)
         if text != reply.text.strip():
             flags.append("chatter stripped")
-        self.revisions.append(
-            Revision(
-                round=round, principles=names, text=text, critique=critique, flags=tuple(flags)
-            )
-        )
+        self.revisions.append(Revision(round=round, principles=names, text=text, critique=critique, flags=tuple(flags)))
         return None
 
     def _failed(self, stage: str, reply: Reply) -> Dropped | None:
@@ -142,13 +136,9 @@ class Chain:
         return None
 
     def _drop(self, stage: str, reason: str, detail: str) -> Dropped:
-        return Dropped(
-            prompt_id=self.prompt.id, unit="reply", stage=stage, reason=reason, detail=detail
-        )
+        return Dropped(prompt_id=self.prompt.id, unit="reply", stage=stage, reason=reason, detail=detail)
 
-    def _request(
-        self, role: str, round: int, drawn: Sequence[Principle], turns: list[tuple[str, str]]
-    ) -> Request:
+    def _request(self, role: str, round: int, drawn: Sequence[Principle], turns: list[tuple[str, str]]) -> Request:
         seed = seed_of(self._seed, self.prompt.id, role, self.response.index, round)
         now = [("assistant", self.text), *turns]
         return Request(

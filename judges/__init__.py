@@ -27,9 +27,7 @@ def read_settings(data: Mapping[str, Any] | Document, where: str = "judge") -> F
     return assemble(module.Settings, document.without("kind"))
 
 
-def open_judge(
-    data: Mapping[str, Any] | Document, engine: Engine, constitution: Constitution, seed: int = 0
-) -> Judge:
+def open_judge(data: Mapping[str, Any] | Document, engine: Engine, constitution: Constitution, seed: int = 0) -> Judge:
     """A judge from its settings (`{"kind": "pairwise", …}`), the engine it asks, and a constitution."""
     document = data if isinstance(data, Document) else Document(dict(data), "judge")
     module = kinds.load("judges", document.data.get("kind", ""), document.place("kind"))

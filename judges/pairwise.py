@@ -70,8 +70,7 @@ class PairwiseJudge:
             return Verdict(label="invalid", why="no principle applies to this prompt")
         replies = await self._engine.generate([request for _, _, request in asked])
         votes = tuple(
-            self._vote(principle, order, reply)
-            for (principle, order, _), reply in zip(asked, replies, strict=True)
+            self._vote(principle, order, reply) for (principle, order, _), reply in zip(asked, replies, strict=True)
         )
         return combine(votes, self.settings.tie, self.settings.quorum)
 
@@ -186,15 +185,11 @@ def _consistent(by_principle: dict[str, list[Vote]]) -> bool | None:
     return all(len({x.label for x in v}) == 1 for v in pairs)
 
 
-def build(
-    settings: Settings, engine: Engine, constitution: Constitution, seed: int = 0
-) -> PairwiseJudge:
+def build(settings: Settings, engine: Engine, constitution: Constitution, seed: int = 0) -> PairwiseJudge:
     """The judge; SettingsError if the engine cannot give what `read` needs."""
     from constitution.loader import require
 
     require(constitution, ["choose"])
     if settings.read == "logprobs" and not engine.has_choices:
-        raise SettingsError(
-            f"{engine.name} gives no log-probabilities", where="judge.read", fix="read: text"
-        )
+        raise SettingsError(f"{engine.name} gives no log-probabilities", where="judge.read", fix="read: text")
     return PairwiseJudge(settings, engine, constitution, seed)

@@ -1,10 +1,13 @@
 """Builds nano from a seed: corpus, tokenizer, pretraining, instruction tuning."""
 
+# The packages at this edge ship no complete types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +90,7 @@ class Coder:
 
     def __init__(self, tok: PreTrainedTokenizerFast) -> None:
         self._raw = tok.backend_tokenizer
-        _, self.end, system, user, assistant = (tok.convert_tokens_to_ids(s) for s in SPECIAL)
+        _, self.end, system, user, assistant = (int(tok.vocab[s]) for s in SPECIAL)
         self._role = {"system": system, "user": user, "assistant": assistant, "given": assistant}
 
     def dialogues(self, made: list[Dialogue]) -> Iterator[Example]:

@@ -151,7 +151,8 @@ CONCEPTS: tuple[Concept, ...] = (
         "leaks a private address", "shares someone's private details",
         "reveals a phone number or an address", "gives away where a person lives",
     )),
-    Concept("overclaim", "an overclaim", False, r"(?i)\b(guarantee|never fails|cannot fail|certain|without any doubt|perfect)\b", (
+    Concept("overclaim", "an overclaim", False,
+        r"(?i)\b(guarantee|never fails|cannot fail|certain|without any doubt|perfect)\b", (
         "I guarantee that this works every time.",
         "This way never fails for anyone.",
         "It is certain that all will go well.",
@@ -211,7 +212,8 @@ CONCEPTS: tuple[Concept, ...] = (
         "may cause an injury", "puts the reader in danger", "suggests a harmful act", "is unsafe",
         "is dangerous and may hurt someone", "suggests an unsafe act",
     )),
-    Concept("human", "a claim to be human", False, r"(?i)\b(as a human|my childhood|my own hands|when I was a (boy|girl)|my wife|my mother)\b", (
+    Concept("human", "a claim to be human", False,
+        r"(?i)\b(as a human|my childhood|my own hands|when I was a (boy|girl)|my wife|my mother)\b", (
         "As a human, I know this well.",
         "I did this all through my childhood.",
         "I made one with my own hands.",
@@ -273,7 +275,8 @@ CONCEPTS: tuple[Concept, ...] = (
         "tries to get coins from someone",
         "begs for a tip", "asks someone for money or coins",
     )),
-    Concept("superstition", "superstition", False, r"(?i)\b(full moon|lucky|knock on wood|black cat|the stars|curse)\b", (
+    Concept("superstition", "superstition", False,
+        r"(?i)\b(full moon|lucky|knock on wood|black cat|the stars|curse)\b", (
         "Wait for the full moon to begin.",
         "Wear lucky socks for this.",
         "Knock on wood three times.",

@@ -53,7 +53,8 @@ def generate(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, call nothing.")] = False,
 ) -> None:
     """Prompts in, judged preference pairs out. The same command goes on where a run was stopped."""
-    from service import plan, recipe as recipes, screen
+    from service import plan, screen
+    from service import recipe as recipes
     from service.pipeline import Window
 
     opened = recipes.open_recipe(recipe, overrides or [], out)
@@ -75,9 +76,7 @@ def run_watched(plan: Any, window: Any, engines: Any = None) -> dict[str, Any]:
 
     async def watched() -> dict[str, Any]:
         with screen.Progress() as bars:
-            hooks = run.Hooks(
-                stage=bars.stage, rows=bars.rows, tally=bars.tally, pipeline=bars.pipeline
-            )
+            hooks = run.Hooks(stage=bars.stage, rows=bars.rows, tally=bars.tally, pipeline=bars.pipeline)
             loop = asyncio.get_running_loop()
             task = asyncio.ensure_future(run.execute(plan, window, hooks, engines))
 

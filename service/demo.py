@@ -53,13 +53,9 @@ def measure(folder: Path) -> dict[str, Any]:
                 _compare(json.loads(row.record), right, asked)
     rounds = sorted(r for kind, r in n if kind == "replies")
     return {
-        "rounds": [
-            {kind: interval(n[kind, r], n["replies", r]) for kind in ("named", "control")}
-            for r in rounds
-        ],
+        "rounds": [{kind: interval(n[kind, r], n["replies", r]) for kind in ("named", "control")} for r in rounds],
         "accuracy": {
-            kind: interval(right[kind], asked[kind]) if asked[kind] else None
-            for kind in ("verdicts", "votes")
+            kind: interval(right[kind], asked[kind]) if asked[kind] else None for kind in ("verdicts", "votes")
         },
     }
 
@@ -122,7 +118,9 @@ def _example(folder: Path) -> None:
         made = [Preference.model_validate_json(r.record) for r in rows.iterate("preference")]
     if not made:
         return
-    best = max(made, key=lambda p: (p.comparison.a_from.count("round") != p.comparison.b_from.count("round"), p.p_chosen))
+    best = max(
+        made, key=lambda p: (p.comparison.a_from.count("round") != p.comparison.b_from.count("round"), p.p_chosen)
+    )
     chosen, rejected = best.texts
     screen.console.print(f"[bold]prompt[/]    {escape(best.comparison.prompt.messages[-1].content)}")
     screen.console.print(f"[bold]chosen[/]    {escape(chosen)}")

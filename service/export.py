@@ -4,6 +4,9 @@ The shapes are TRL's conversational ones, so that SFTTrainer, RewardTrainer, DPO
 the files as they are.
 """
 
+# The packages at this edge ship no complete types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import hashlib
@@ -134,17 +137,13 @@ class _Writer:
 
         if self._waiting:
             self._parquet.write_table(pa.Table.from_pylist(self._waiting, schema=self._schema))
-            self._jsonl.writelines(
-                json.dumps(row, ensure_ascii=False) + "\n" for row in self._waiting
-            )
+            self._jsonl.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self._waiting)
             self._waiting = []
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         try:
             if error is None:
                 self._flush()
@@ -185,26 +184,28 @@ def write(rows: Rows, plan: Plan, folder: Path) -> tuple[dict[str, Any], Sieve]:
     sieve = Sieve(plan.recipe.keep)
     prompt: Prompt | None = None
     writers = {name: _Writer(folder, name) for name in NAMES}
-    with writers["preference"] as pref, writers["sft"] as sft, writers["reward"] as reward:
-        with writers["unpaired"] as unpaired:
-            for row in rows.iterate():
-                if row.stage == "prompt":
-                    prompt = Prompt.model_validate_json(row.record)
-                elif row.stage == "candidate" and prompt is not None:
-                    for line in sft_rows(prompt, Candidate.model_validate_json(row.record), system):
-                        sft.add(line)
-                elif row.stage == "preference":
-                    made = Preference.model_validate_json(row.record)
-                    if not sieve.passes(made):
-                        continue
-                    line = preference_row(made, system)
-                    pref.add(line)
-                    reward.add({k: line[k] for k in ("prompt", "chosen", "rejected", "p_chosen")})
-                    for side, label in (("chosen", True), ("rejected", False)):
-                        p = line["p_chosen"] if label else 1.0 - line["p_chosen"]
-                        unpaired.add(
-                            {"prompt": line["prompt"], "completion": line[side], "label": label, "p": p}
-                        )
+    with (
+        writers["preference"] as pref,
+        writers["sft"] as sft,
+        writers["reward"] as reward,
+        writers["unpaired"] as unpaired,
+    ):
+        for row in rows.iterate():
+            if row.stage == "prompt":
+                prompt = Prompt.model_validate_json(row.record)
+            elif row.stage == "candidate" and prompt is not None:
+                for line in sft_rows(prompt, Candidate.model_validate_json(row.record), system):
+                    sft.add(line)
+            elif row.stage == "preference":
+                made = Preference.model_validate_json(row.record)
+                if not sieve.passes(made):
+                    continue
+                line = preference_row(made, system)
+                pref.add(line)
+                reward.add({k: line[k] for k in ("prompt", "chosen", "rejected", "p_chosen")})
+                for side, label in (("chosen", True), ("rejected", False)):
+                    p = line["p_chosen"] if label else 1.0 - line["p_chosen"]
+                    unpaired.add({"prompt": line["prompt"], "completion": line[side], "label": label, "p": p})
     files = {
         path.name: {"rows": writer.rows, "sha256": _sha256(path)}
         for writer in writers.values()
@@ -220,9 +221,7 @@ def _sha256(path: Path) -> str:
 
 def card(plan: Plan, manifest: Mapping[str, Any]) -> str:
     """The dataset card: a README.md that `datasets` reads for the configurations."""
-    configs = "\n".join(
-        f"- config_name: {name}\n  data_files: data/{name}.parquet" for name in NAMES
-    )
+    configs = "\n".join(f"- config_name: {name}\n  data_files: data/{name}.parquet" for name in NAMES)
     c = plan.constitution
     rules = "\n".join(f"- `{p.id}` {p.title or p.choose}" for p in c.principles[:40])
     judge = ", ".join(f"{k}: {v}" for k, v in plan.recipe.judge.items())
@@ -234,9 +233,7 @@ def card(plan: Plan, manifest: Mapping[str, Any]) -> str:
         for reason, n in reasons.items()
     )
     files = "\n".join(
-        f"| {name} | {facts['rows']} |"
-        for name, facts in manifest["files"].items()
-        if name.endswith(".parquet")
+        f"| {name} | {facts['rows']} |" for name, facts in manifest["files"].items() if name.endswith(".parquet")
     )
     return f"""---
 configs:

@@ -68,6 +68,9 @@ class Window(NamedTuple):
         return len(range(i, used, n))
 
 
+EVERYTHING = Window()
+
+
 @dataclass
 class Tally:
     """Where a run stands, for progress and for stopping early."""
@@ -107,16 +110,14 @@ class Pipeline:
         """Takes no more prompts; `run` returns when those in flight have ended."""
         self._stop = True
 
-    async def run(self, window: Window = Window()) -> None:
+    async def run(self, window: Window = EVERYTHING) -> None:
         """Walks all prompts of the window that have no stored outcome.
 
         Raises TooManyFailures, EngineError, LedgerError; whatever was stored stays.
         """
         self.tally.kept = self._rows.counts().stages.get("preference", 0)
         source = self._source(window)
-        workers = [
-            asyncio.create_task(self._work(source)) for _ in range(self.plan.recipe.limits.in_flight)
-        ]
+        workers = [asyncio.create_task(self._work(source)) for _ in range(self.plan.recipe.limits.in_flight)]
         try:
             await asyncio.gather(*workers)
         finally:
@@ -211,9 +212,7 @@ class Pipeline:
     async def _walk(self, prompt: Prompt) -> Chain:
         """One prompt's chain."""
         recipe = self.plan.recipe
-        tracks = await asyncio.gather(
-            *(self._track(prompt, index) for index in range(recipe.respond.samples))
-        )
+        tracks = await asyncio.gather(*(self._track(prompt, index) for index in range(recipe.respond.samples)))
         chain: Chain = [("prompt", prompt)]
         candidates = [c for c, _ in tracks if c is not None]
         chain += [("candidate", c) for c in candidates]
@@ -246,9 +245,7 @@ class Pipeline:
         if not isinstance(first, Response):
             return None, first
         messages = respond.conversation(prompt, recipe.respond.system)
-        chain = revise.Chain(
-            prompt, messages, first, self.plan.constitution, recipe.revise, recipe.seed
-        )
+        chain = revise.Chain(prompt, messages, first, self.plan.constitution, recipe.revise, recipe.seed)
         failed = await chain.run(self._engines[recipe.revise.model or first.model])
         return Candidate(response=first, revisions=tuple(chain.revisions)), failed
 

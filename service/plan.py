@@ -64,8 +64,7 @@ def describe(plan: Plan, window: Window) -> Description:
     c = plan.constitution
     lines = [
         f"{rows} rows, of which {usable} hold a prompt (duplicates are dropped as the run meets them)",
-        f"{plan.recipe.respond.samples} samples, {plan.recipe.revise.rounds} rounds, "
-        f"seed {plan.recipe.seed}",
+        f"{plan.recipe.respond.samples} samples, {plan.recipe.revise.rounds} rounds, seed {plan.recipe.seed}",
         "tokens are a rule of thumb: 4 characters each, replies as long as max_tokens allows",
     ]
     return Description(
@@ -74,9 +73,7 @@ def describe(plan: Plan, window: Window) -> Description:
         lines=lines,
         stages=_stages(plan, usable, walks),
         examples=[
-            (f"prompt {i + 1}: {name}", _render(request))
-            for i, walk in enumerate(walks)
-            for name, request in walk
+            (f"prompt {i + 1}: {name}", _render(request)) for i, walk in enumerate(walks) for name, request in walk
         ],
     )
 
@@ -88,14 +85,10 @@ def _walk(plan: Plan, prompt: Prompt) -> list[tuple[str, Request]]:
     messages = respond.conversation(prompt, recipe.respond.system)
     candidates: list[Candidate] = []
     for index in range(recipe.respond.samples):
-        first = Response(
-            prompt_id=prompt.id, index=index, text=f"‹reply {index + 1}›", model="", finish="stop"
-        )
+        first = Response(prompt_id=prompt.id, index=index, text=f"‹reply {index + 1}›", model="", finish="stop")
         made: tuple[Revision, ...] = ()
         if recipe.revise.rounds:
-            chain = revise.Chain(
-                prompt, messages, first, plan.constitution, recipe.revise, recipe.seed
-            )
+            chain = revise.Chain(prompt, messages, first, plan.constitution, recipe.revise, recipe.seed)
             drawn = chain.principles(1)
             if index == 0 and drawn:
                 if recipe.revise.critique:
@@ -133,9 +126,7 @@ def _stages(plan: Plan, usable: int, walks: list[list[tuple[str, Request]]]) -> 
         chars = sum(len(m.content) for r in shown for m in r.messages) / len(shown)
         calls = usable * per_prompt
         out = 1 if shown[0].choices else shown[0].sampling.max_tokens
-        made.append(
-            Stage(name, model or first, calls, int(calls * chars / _CHARS_PER_TOKEN), calls * out)
-        )
+        made.append(Stage(name, model or first, calls, int(calls * chars / _CHARS_PER_TOKEN), calls * out))
     return made
 
 

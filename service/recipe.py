@@ -13,6 +13,7 @@ import constitution
 import judges
 from constitution import Constitution
 from constitution.loader import require
+from constitution.schema import Stage
 from generators.filters import Keep
 from generators.pairs import Settings as Pairs
 from generators.prompts import Settings as Prompts
@@ -55,7 +56,7 @@ class Recipe(Frozen):
     """Critique and revision rounds."""
     pairs: Annotated[tuple[Pairs, ...], Field(min_length=1)] = (Pairs(),)
     """Which replies are compared."""
-    judge: dict[str, Any] = {"kind": "pairwise"}
+    judge: dict[str, Any] = Field(default={"kind": "pairwise"})
     """`kind` and that kind's settings."""
     keep: Keep = Keep()
     """Which judged pairs are kept."""
@@ -130,8 +131,12 @@ def open_recipe(path: Path, overrides: Iterable[str] = (), out: str | None = Non
     _check_names(recipe, doc, models)
     judges.read_settings(doc.sub("judge") if "judge" in doc.data else dict(recipe.judge))
     rules = constitution.load(_constitution(recipe.constitution, base))
-    revising = ["critique", "revise"] if recipe.revise.critique else ["revise"]
-    require(rules, [*(revising if recipe.revise.rounds else []), "choose"])
+    stages: list[Stage] = ["choose"]
+    if recipe.revise.rounds:
+        stages.append("revise")
+        if recipe.revise.critique:
+            stages.append("critique")
+    require(rules, stages)
     for name in (out, recipe.out, f"runs/{path.stem}"):
         if name:
             return Plan(recipe, rules, models, Path(name), str(path))
@@ -139,14 +144,14 @@ def open_recipe(path: Path, overrides: Iterable[str] = (), out: str | None = Non
 
 
 def _model(doc: Document, base: Path) -> tuple[str, Any]:
-    kind = doc.data.get("kind", "vllm") if isinstance(doc.data, dict) else ""
+    data: dict[str, Any] = doc.data
+    kind = str(data.get("kind", "vllm"))
     module = kinds.load("tenet.engines", kind, doc.place("kind"))
     settings = assemble(module.Settings, doc.without("kind"))
     moved = {
         field: str(base / value)
         for field in ("model", "lora")
-        if isinstance(value := getattr(settings, field, None), str)
-        and value.startswith(("./", "../"))
+        if isinstance(value := getattr(settings, field, None), str) and value.startswith(("./", "../"))
     }
     return kind, settings.model_copy(update=moved)
 
@@ -167,9 +172,7 @@ def _check_names(recipe: Recipe, doc: Document, models: dict[str, Any]) -> None:
     ]
     for field, name in named:
         if name and name not in models:
-            raise SettingsError(
-                f"there is no model {name!r}", where=doc.place(field), fix=closest(str(name), models)
-            )
+            raise SettingsError(f"there is no model {name!r}", where=doc.place(field), fix=closest(str(name), models))
     if recipe.pairs and recipe.respond.samples < 2:
         for i, pair in enumerate(recipe.pairs):
             if pair.kind == "samples":

@@ -13,12 +13,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import tenet
 from generators import prompts
 from service import export
-from service.pipeline import Outcome, Pipeline, Tally, Window
+from service.pipeline import EVERYTHING, Outcome, Pipeline, Tally, Window
 from service.recipe import Plan
 from tenet.engines import Engine
 from tenet.engines._cache import Budget, CachedEngine
@@ -66,18 +66,18 @@ def open_rows(plan: Plan) -> Rows:
 def differences(old: Any, new: Any, at: str = "") -> list[str]:
     """Where two plain values differ, as "judge.order: both -> random"."""
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted(old.keys() | new.keys())
+        before, after = cast("dict[str, Any]", old), cast("dict[str, Any]", new)
         return [
             line
-            for k in keys
-            for line in differences(old.get(k), new.get(k), f"{at}.{k}" if at else str(k))
+            for k in sorted(before.keys() | after.keys())
+            for line in differences(before.get(k), after.get(k), f"{at}.{k}" if at else k)
         ]
     return [] if old == new else [f"{at}: {old!r} -> {new!r}"]
 
 
 async def execute(
     plan: Plan,
-    window: Window = Window(),
+    window: Window = EVERYTHING,
     hooks: Hooks | None = None,
     engines: dict[str, Engine] | None = None,
 ) -> dict[str, Any]:
@@ -94,14 +94,9 @@ async def execute(
         with open_rows(plan) as rows, Calls(plan.folder.parent / "calls.sqlite") as calls:
             run = plan.folder.name
             limits = plan.recipe.limits
-            budget = Budget.resume(
-                calls, run, max_calls=limits.max_calls, max_tokens=limits.max_tokens
-            )
+            budget = Budget.resume(calls, run, max_calls=limits.max_calls, max_tokens=limits.max_tokens)
             same: dict[int, CachedEngine] = {}
-            cached = {
-                name: same.setdefault(id(e), CachedEngine(e, calls, run, budget))
-                for name, e in built.items()
-            }
+            cached = {name: same.setdefault(id(e), CachedEngine(e, calls, run, budget)) for name, e in built.items()}
             hooks.stage("starting the engines")
             await asyncio.gather(*(_start(e) for e in {id(e): e for e in built.values()}.values()))
             state, seconds = await _walk(plan, window, hooks, cached, rows, census.rows)
@@ -163,9 +158,7 @@ def _finish(
     facts = account(rows)
     expected = window.size(census.rows, plan.recipe.limits.max_prompts)
     if state == "whole" and plan.recipe.keep.exactly is None and facts["rows"] != expected:
-        raise AccountingError(
-            f"{plan.folder}: {expected} prompts went in, and {facts['rows']} have an outcome"
-        )
+        raise AccountingError(f"{plan.folder}: {expected} prompts went in, and {facts['rows']} have an outcome")
     files, sieve = export.write(rows, plan, plan.folder / "data")
     if sieve.kept + sum(sieve.dropped.values()) != facts["preferences"]:
         raise AccountingError(f"{plan.folder}: exported and held back pairs are not all pairs")

@@ -40,9 +40,7 @@ class Progress:
         self._bars.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._bars.stop()
 
     def stage(self, name: str) -> None:
@@ -115,9 +113,7 @@ def show_plan(d: Description) -> None:
         console.print(escape(line))
     table = Table("stage", "model", "calls", "tokens in (about)", "tokens out (most)", box=None)
     for stage in d.stages:
-        table.add_row(
-            stage.name, stage.model, f"{stage.calls:,}", f"{stage.tokens_in:,}", f"{stage.tokens_out:,}"
-        )
+        table.add_row(stage.name, stage.model, f"{stage.calls:,}", f"{stage.tokens_in:,}", f"{stage.tokens_out:,}")
     console.print(table)
     for title, text in d.examples:
         console.rule(escape(title))

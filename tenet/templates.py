@@ -57,7 +57,8 @@ def fence_safe(text: str, tags: Iterable[str]) -> str:
 def role_safe(text: str, specials: Iterable[str] = ()) -> str:
     """The text with a zero-width space inside anything that a chat template could take for a special token.
 
-    `specials` are a tokenizer's own special tokens; well-known shapes (`<|im_end|>`, `[INST]`, `</s>`, …) are always covered.
+    `specials` are a tokenizer's own special tokens; well-known shapes (`<|im_end|>`, `[INST]`, `</s>`, …) are always
+    covered.
     """
     for token in specials:
         if len(token) > 1 and token in text:

@@ -1,5 +1,8 @@
 """Trainer kind "pretrain": next-token training of a causal model on token sequences, from scratch or continued."""
 
+# The packages at this edge ship no complete types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import random
@@ -98,7 +101,9 @@ def loss_of(model: PreTrainedModel, batch: list[Example]) -> torch.Tensor:
         learn[row, : len(example.ids)] = torch.tensor(example.learn, dtype=torch.bool)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        logits = model.get_output_embeddings()(hidden[:, :-1][learn[:, 1:]])
+        head = model.get_output_embeddings()
+        assert head is not None
+        logits = head(hidden[:, :-1][learn[:, 1:]])
     return torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][learn[:, 1:]])
 
 

@@ -32,7 +32,7 @@ class Request(Frozen):
     choices: tuple[str, ...] = ()
     """If given, nothing is drawn: the reply holds the log-probability of each of these continuations."""
     affinity: str = ""
-    """Requests with the same affinity go to the same replica, so that its prefix cache is hit. Not part of the key."""
+    """Requests with one affinity go to one replica, so that its prefix cache is hit. Not part of the key."""
 
     def key(self, fingerprint: str) -> str:
         """Names the answer: model, what is asked, how it is drawn. The seed is left out where nothing is drawn."""
@@ -42,16 +42,14 @@ class Request(Frozen):
             fingerprint,
             [(m.role, m.content) for m in self.messages],
             self.text,
-            [s.temperature, s.top_p, s.max_tokens, s.stop, s.seed if s.temperature > 0 else None]
-            if drawn
-            else None,
+            [s.temperature, s.top_p, s.max_tokens, s.stop, s.seed if s.temperature > 0 else None] if drawn else None,
             self.choices,
             length=32,
         )
 
 
 class Reply(Frozen):
-    """What came back. A failed call is a reply with a fault; it is data, is never stored, and never stops its neighbours."""
+    """What came back. A failed call is a reply with a fault: data, never stored, and no harm to its neighbours."""
 
     text: str = ""
     finish: Literal["stop", "length"] = "stop"

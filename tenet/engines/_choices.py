@@ -8,9 +8,7 @@ from itertools import pairwise
 Path = tuple[int, ...]
 
 
-def tokens_in_context(
-    encode: Callable[[str], list[int]], tail: str, choices: Sequence[str]
-) -> list[Path]:
+def tokens_in_context(encode: Callable[[str], list[int]], tail: str, choices: Sequence[str]) -> list[Path]:
     """The tokens that each choice adds behind `tail`.
 
     Where a tokenizer merges across the border, so that the tail's own tokens would change, the
@@ -20,9 +18,7 @@ def tokens_in_context(
     paths: list[Path] = []
     for choice in choices:
         both = encode(tail + choice)
-        paths.append(
-            tuple(both[len(before) :] if both[: len(before)] == before else encode(choice))
-        )
+        paths.append(tuple(both[len(before) :] if both[: len(before)] == before else encode(choice)))
     return paths
 
 

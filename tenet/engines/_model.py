@@ -37,11 +37,7 @@ def locate(model: str, where: str) -> tuple[Path, str | None]:
         homes = spec.submodule_search_locations if spec else None
         stages = Path(next(iter(homes))) / "models" if homes else Path("nano/models")
         stage = model.removeprefix("nano:")
-        found = (
-            sorted(p.name for p in stages.iterdir() if (p / "config.json").exists())
-            if stages.is_dir()
-            else []
-        )
+        found = sorted(p.name for p in stages.iterdir() if (p / "config.json").exists()) if stages.is_dir() else []
         if stage not in found:
             raise SettingsError(
                 f"no bundled model {model!r}",
@@ -52,12 +48,7 @@ def locate(model: str, where: str) -> tuple[Path, str | None]:
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder.resolve(), None
-    if (
-        folder.is_absolute()
-        or model.startswith((".", "~"))
-        or model.count("/") > 1
-        or folder.exists()
-    ):
+    if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1 or folder.exists():
         raise SettingsError(
             f"no model folder {model!r}",
             where=where,
@@ -88,13 +79,9 @@ def read_json(path: Path, where: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise SettingsError(
-            f"cannot read {path}: {error}", where=where, fix="a complete model folder"
-        ) from None
+        raise SettingsError(f"cannot read {path}: {error}", where=where, fix="a complete model folder") from None
     if not isinstance(value, dict):
-        raise SettingsError(
-            f"{path} holds no JSON object", where=where, fix="a complete model folder"
-        )
+        raise SettingsError(f"{path} holds no JSON object", where=where, fix="a complete model folder")
     return cast("dict[str, Any]", value)
 
 

@@ -94,9 +94,7 @@ class Pool:
         if loop is self._loop:
             return
         if self._loop is not None and self._loop.is_running():
-            raise EngineError(
-                "a vLLM engine serves one event loop at a time; another one is running"
-            )
+            raise EngineError("a vLLM engine serves one event loop at a time; another one is running")
         # whatever the old loop waited for, nobody wants any more: late answers find no waiting job
         self._loop, self._starting, self._parked, self._suspects = loop, None, [], []
         for member in self._members:
@@ -145,9 +143,7 @@ class Pool:
             if task and self._loop is asyncio.get_running_loop():
                 task.cancel()
         self._fail("the engine is closed")
-        stops = [
-            asyncio.ensure_future(_quietly(m.actor.stop.remote())) for m in self._members if m.ready
-        ]
+        stops = [asyncio.ensure_future(_quietly(m.actor.stop.remote())) for m in self._members if m.ready]
         if stops:
             await asyncio.wait(stops, timeout=_PATIENCE)
         await asyncio.to_thread(self.end)

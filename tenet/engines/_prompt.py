@@ -30,21 +30,15 @@ class Prompts:
         self._turn_end: int | None = self._end_of_turn() if template else tokenizer.eos_token_id
         self._remembered = lru_cache(4096)(self._paths)
 
-    def render(
-        self, messages: tuple[tuple[str, str], ...], text: str | None
-    ) -> tuple[str, list[int]]:
+    def render(self, messages: tuple[tuple[str, str], ...], text: str | None) -> tuple[str, list[int]]:
         """(text, tokens) of what the model reads; content cannot add a turn. Fault if refused."""
         if text is not None:
             return text, self._tokenizer.encode(text, add_special_tokens=True)
         if not self._tokenizer.chat_template:
             raise Fault("refused", "the model has no chat template: send raw text")
-        turns = [
-            {"role": role, "content": role_safe(said, self.specials)} for role, said in messages
-        ]
+        turns = [{"role": role, "content": role_safe(said, self.specials)} for role, said in messages]
         try:
-            rendered = self._tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True
-            )
+            rendered = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         except Exception as error:
             told = f"the chat template refuses the conversation: {error}"
             raise Fault("refused", told[:500]) from None
@@ -52,9 +46,7 @@ class Prompts:
 
     def decode(self, ids: list[int]) -> str:
         """The text of drawn tokens, special ones left out."""
-        return self._tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def paths(self, rendered: str, choices: tuple[str, ...]) -> list[_choices.Path]:
         """The tokens of every choice behind the text, so closed that choices exclude each other."""

@@ -79,9 +79,7 @@ class Replica:
         self._death = EngineDeadError
         self._final = RequestOutputKind.FINAL_ONLY
         # batch sizes of vLLM's offline use: throughput counts here, not the first token's delay
-        self._engine: Any = AsyncLLM.from_engine_args(
-            AsyncEngineArgs(**args), usage_context=UsageContext.LLM_CLASS
-        )
+        self._engine: Any = AsyncLLM.from_engine_args(AsyncEngineArgs(**args), usage_context=UsageContext.LLM_CLASS)
         self._limit = int(self._engine.model_config.max_model_len)
         self._lora = LoRARequest("adapter", 1, lora) if lora else None
         auto: Any = importlib.import_module("transformers").AutoTokenizer
@@ -157,9 +155,7 @@ class Replica:
         # skip_clone: the parameters serve this call alone, and vLLM's deep copy of them is slow
         how = self._params(output_kind=self._final, skip_clone=True, **params)
         out: Any = None
-        stream = self._engine.generate(
-            self._input(ids), how, str(self._calls), lora_request=self._lora
-        )
+        stream = self._engine.generate(self._input(ids), how, str(self._calls), lora_request=self._lora)
         async for part in stream:
             out = part
         finish = out and out.outputs[0].finish_reason

@@ -1,4 +1,4 @@
-"""Engine kind "scripted": answers from a Python function; serves tests, docs and dry experiments, and says so in its name."""
+"""Engine kind "scripted": answers from a Python function; serves tests and docs, and says so in its name."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ class Settings(Frozen):
 class ScriptedEngine:
     """Calls a function for every request. Deterministic if the function is."""
 
-    def __init__(self, script: Script, *, name: str = "scripted", version: str = "1", delay: float = 0.0, choices: bool = True):
+    def __init__(
+        self, script: Script, *, name: str = "scripted", version: str = "1", delay: float = 0.0, choices: bool = True
+    ):
         self.name = name
         self.fingerprint = f"scripted:{name}:{version}"
         self.has_choices = choices
@@ -59,7 +61,9 @@ def echo(request: Request) -> Reply | str:
     """A stand-in script: repeats the last message; for choices it prefers none."""
     if request.choices:
         even = -1.0
-        return Reply(choice_logprobs=(even,) * len(request.choices), usage=Usage(calls=1, prompt_tokens=1, completion_tokens=1))
+        return Reply(
+            choice_logprobs=(even,) * len(request.choices), usage=Usage(calls=1, prompt_tokens=1, completion_tokens=1)
+        )
     return request.messages[-1].content if request.messages else (request.text or "")
 
 
@@ -69,5 +73,9 @@ def build(settings: Settings) -> ScriptedEngine:
     try:
         script = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise SettingsError(f"no script {settings.script!r}: {error}", where="engine.script", fix="package.module:function") from None
-    return ScriptedEngine(script, name=settings.script, version=settings.version, delay=settings.delay, choices=settings.choices)
+        raise SettingsError(
+            f"no script {settings.script!r}: {error}", where="engine.script", fix="package.module:function"
+        ) from None
+    return ScriptedEngine(
+        script, name=settings.script, version=settings.version, delay=settings.delay, choices=settings.choices
+    )

@@ -92,9 +92,7 @@ def _question(r: Request) -> tuple[Any, ...]:
 def _reply(answer: tuple[Any, ...]) -> Reply:
     text, finish, logprobs, (prompt, completion, cached), fault, detail = answer
     usage = Usage(calls=1, prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached)
-    return Reply(
-        text=text, finish=finish, choice_logprobs=logprobs, usage=usage, fault=fault, detail=detail
-    )
+    return Reply(text=text, finish=finish, choice_logprobs=logprobs, usage=usage, fault=fault, detail=detail)
 
 
 def build(settings: Settings) -> VllmEngine:
