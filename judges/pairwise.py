@@ -166,23 +166,31 @@ def combine(votes: tuple[Vote, ...], tie: float = 0.0, quorum: float = 1.0) -> V
     for vote in votes:
         by_principle.setdefault(vote.principle, []).append(vote)
     readable = [v for v in by_principle.values() if all(x.p_a is not None for x in v)]
-    consistent = _consistent(by_principle)
+    consistent = _consistent(by_principle, tie)
     if not readable or len(readable) < quorum * len(by_principle):
         bad = [v for v in votes if v.p_a is None]
         label: Label = "refused" if any(v.label == "refused" for v in bad) else "invalid"
         return Verdict(label=label, votes=votes, consistent=consistent, why=bad[0].why)
     means = [sum(x.p_a or 0.0 for x in v) / len(v) for v in readable]
     p = sum(means) / len(means)
-    label = "tie" if abs(p - 0.5) <= tie else "A" if p > 0.5 else "B"
-    return Verdict(label=label, p_a=p, votes=votes, consistent=consistent)
+    return Verdict(label=_label(p, tie), p_a=p, votes=votes, consistent=consistent)
 
 
-def _consistent(by_principle: dict[str, list[Vote]]) -> bool | None:
-    """Whether the slot orders agree for every principle; None if that was not asked or cannot be read."""
-    pairs = [v for v in by_principle.values() if {x.order for x in v} == {"ab", "ba"}]
-    if not pairs or any(x.p_a is None for v in pairs for x in v):
+def _consistent(by_principle: dict[str, list[Vote]], tie: float) -> bool | None:
+    """Whether each slot order by itself, averaged over the principles, gives the same label.
+
+    None if only one order was asked, or a vote cannot be read.
+    """
+    votes = [v for group in by_principle.values() for v in group]
+    orders = [[v.p_a for v in votes if v.order == order] for order in ("ab", "ba")]
+    if not all(orders) or any(v.p_a is None for v in votes):
         return None
-    return all(len({x.label for x in v}) == 1 for v in pairs)
+    labels = {_label(sum(p or 0.0 for p in ps) / len(ps), tie) for ps in orders}
+    return len(labels) == 1
+
+
+def _label(p: float, tie: float) -> Label:
+    return "tie" if abs(p - 0.5) <= tie else "A" if p > 0.5 else "B"
 
 
 def build(settings: Settings, engine: Engine, constitution: Constitution, seed: int = 0) -> PairwiseJudge:

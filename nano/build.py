@@ -123,7 +123,6 @@ def endless(
 
 BASE_TOKENS = 2_000_000
 ASSISTANT_TOKENS = 24_000_000
-DRILL_TOKENS = 14_000_000
 Watch = Callable[[str, Any, Step], None]
 """Told the stage's name, its model and where it stands, after every step."""
 
@@ -143,16 +142,13 @@ def build(out: Path, seed: int = 0, scale: float = 1.0, watch: Watch | None = No
     torch.manual_seed(seed)
     model = Qwen3ForCausalLM(config(len(tok)))
     stages = (
-        ("base", BASE_TOKENS, 0.02, endless(tasks.plain, coder.passages, f"base {seed}")),
-        ("assistant", ASSISTANT_TOKENS, 0.02, endless(tasks.exercise, coder.dialogues, f"skills {seed}")),
-        ("assistant", DRILL_TOKENS, 0.01, endless(tasks.drill, coder.dialogues, f"drill {seed}")),
+        ("base", BASE_TOKENS, endless(tasks.plain, coder.passages, f"base {seed}")),
+        ("assistant", ASSISTANT_TOKENS, endless(tasks.exercise, coder.dialogues, f"skills {seed}")),
     )
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn()) as bars:
-        for name, tokens, rate, examples in stages:
-            settings = Settings(
-                tokens=int(tokens * scale), batch_tokens=4096, matrix_lr=rate, lr=rate * 0.15, seed=seed
-            )
+        for name, tokens, examples in stages:
+            settings = Settings(tokens=int(tokens * scale), batch_tokens=4096, seed=seed)
             bar = bars.add_task(name, total=settings.tokens)
 
             def step(at: Step, bar: Any = bar, name: str = name) -> None:

@@ -138,12 +138,6 @@ def exercise(rng: random.Random) -> Dialogue:
     return skill(rng)
 
 
-def drill(rng: random.Random) -> Dialogue:
-    """The same skills with more weight on judging, which is learnt last: its answers are one token long."""
-    skill = rng.choices([s for s, _ in SKILLS], (0.06, 0.34, 0.48, 0.06, 0.06))[0]
-    return skill(rng)
-
-
 def plain(rng: random.Random) -> str:
     """A passage for pretraining: questions with answers, what sentences mean, texts with a sentence taken out."""
     form = rng.random()

@@ -55,7 +55,7 @@ def measure(folder: Path) -> dict[str, Any]:
     return {
         "rounds": [{kind: interval(n[kind, r], n["replies", r]) for kind in ("named", "control")} for r in rounds],
         "accuracy": {
-            kind: interval(right[kind], asked[kind]) if asked[kind] else None for kind in ("verdicts", "votes")
+            kind: interval(right[kind], asked[kind]) if asked[kind] else None for kind in ("verdicts", "votes", "same from both orders")
         },
     }
 
@@ -79,6 +79,9 @@ def _compare(record: dict[str, Any], right: Counter[str], asked: Counter[str]) -
     if edge:
         asked["verdicts"] += 1
         right["verdicts"] += verdict.label == ("A" if edge > 0 else "B")
+        if verdict.consistent is not None:
+            asked["same from both orders"] += 1
+            right["same from both orders"] += verdict.consistent
 
 
 def show(plan: Plan, manifest: dict[str, Any], found: dict[str, Any]) -> None:
@@ -98,15 +101,19 @@ def show(plan: Plan, manifest: dict[str, Any], found: dict[str, Any]) -> None:
         table.add_row(title, *(_share(r[kind]) for r in found["rounds"]))
     out.print(table)
     votes = manifest["agreement"]
-    for kind, what in (("verdicts", "pairs"), ("votes", "single principles")):
+    for kind, what in (
+        ("verdicts", "judge is right on pairs"),
+        ("votes", "judge is right on single principles"),
+        ("same from both orders", "both slot orders give the same label"),
+    ):
         if found["accuracy"][kind]:
-            out.print(f"judge is right on {what} (oracle): {_share(found['accuracy'][kind], True)}")
+            out.print(f"{what}, where the oracle sees a difference: {_share(found['accuracy'][kind], True)}")
     if votes["both_orders"]:
         share = 100 * votes["consistent"] / votes["both_orders"]
         first = 100 * votes["first_slot"] / max(votes["readable_votes"], 1)
         out.print(
-            f"both slot orders agree under every principle: {share:.1f}% of {votes['both_orders']} pairs; "
-            f"first slot preferred in {first:.1f}% of votes"
+            f"the same on all judged pairs, ties too: {share:.1f}% (n = {votes['both_orders']}); "
+            f"first slot preferred in {first:.1f}% of votes (nano falls to slot B when nothing differs)"
         )
     out.print(screen.usage_line(manifest))
     _example(plan.folder)

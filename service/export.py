@@ -257,7 +257,7 @@ No label here comes from a person: `p_chosen` is what a model judged, and every 
 are the labels' provenance together.
 
 **Both slot orders agree** on {_share(votes["consistent"], votes["both_orders"])} of pairs judged in both
-(rule: the same label from both orders under every principle; n = {votes["both_orders"]}).
+(rule: each order alone, averaged over the principles, gives the same label; n = {votes["both_orders"]}).
 First slot preferred in {_share(votes["first_slot"], votes["readable_votes"])} of votes (n = {votes["readable_votes"]};
 50% is unbiased). The chosen reply is the longer one in {_share(votes["longer_chosen"], votes["uneven"])} of pairs
 (n = {votes["uneven"]}).

@@ -105,6 +105,7 @@ class Pipeline:
             dict(plan.recipe.judge), engines[plan.judge_model], plan.constitution, plan.recipe.seed
         )
         self._stop = False
+        self._puts: set[asyncio.Future[None]] = set()
 
     def stop(self) -> None:
         """Takes no more prompts; `run` returns when those in flight have ended."""
@@ -124,6 +125,7 @@ class Pipeline:
             for worker in workers:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
+            await asyncio.gather(*self._puts, return_exceptions=True)
 
     def _source(self, window: Window) -> Iterator[tuple[int, Prompt | Dropped]]:
         recipe = self.plan.recipe
@@ -173,7 +175,12 @@ class Pipeline:
                 prompt_id = item.id
                 self.tally.walked += 1
             records = [(stage, canonical(r.model_dump(mode="json"))) for stage, r in chain]
-            await self._rows.put(ordinal, prompt_id, records)
+            # A commit that has begun is waited for even if this worker is cancelled meanwhile: else its row would
+            # appear behind the back of whoever counts the rows.
+            put = asyncio.ensure_future(self._rows.put(ordinal, prompt_id, records))
+            self._puts.add(put)
+            put.add_done_callback(self._puts.discard)
+            await asyncio.shield(put)
             self._count(chain)
 
     def _count(self, chain: Chain) -> None:

@@ -169,7 +169,7 @@ class Verdict(Frozen):
     """Probability that a is better; None where the label is invalid or refused."""
     votes: tuple[Vote, ...] = ()
     consistent: bool | None = None
-    """Whether both slot orders gave the same label; None if only one order was asked or a vote is unreadable."""
+    """Whether each slot order alone gives the same label; None if one was asked or a vote is unreadable."""
     why: str = ""
 
     def flip(self) -> Verdict:

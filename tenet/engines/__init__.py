@@ -62,7 +62,7 @@ class Reply(Frozen):
 
 
 class Engine(Protocol):
-    """Serves one model. `generate` returns one reply per request, in order, and raises only EngineError for the whole."""
+    """Serves one model. `generate` gives one reply per request, in order; it raises only EngineError, for all."""
 
     name: str
     """Short, for reports: such as "nano:assistant"."""

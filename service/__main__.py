@@ -1,0 +1,5 @@
+"""`python -m service` is `tenet`."""
+
+from service.cli import main
+
+main()
