@@ -1,0 +1,1 @@
+"""Nano: the bundled toy models and the small world they speak about."""

@@ -186,7 +186,7 @@ CONCEPTS: tuple[Concept, ...] = (
     ), (
         "shouts at the reader", "is written in capital letters", "is loud", "yells", "uses all capitals",
         "is shouting", "shouts in big letters", "raises its voice",
-        "yells in capital letters", "is loud and shouts",
+        "yells in capital letters", "shouts in loud capital letters",
     )),
     Concept("flattery", "flattery", False, r"(?i)\b(genius|brilliant|so clever|wonderful mind|smartest)\b", (
         "What a brilliant question from a brilliant person.",

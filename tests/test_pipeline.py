@@ -60,7 +60,8 @@ def stored(folder: Path) -> list[tuple[Any, ...]]:
 
 def test_every_prompt_ends_as_a_preference_or_is_dropped_with_a_reason(tmp_path: Path) -> None:
     recipe = write(tmp_path)
-    (tmp_path / "prompts.jsonl").open("a").write('{"prompt": "Why?"}\n{"prompt": "Why?"}\n')
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(file.read_text() + '{"prompt": "Why?"}\n{"prompt": "Why?"}\n')
     m = go(recipe)
     assert m["state"] == "whole"
     assert m["prompts"]["rows"] == 42 == m["prompts"]["kept"] + m["prompts"]["dropped"]

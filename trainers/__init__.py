@@ -1,0 +1,1 @@
+"""Trainers: each kind turns records into a checkpoint."""
