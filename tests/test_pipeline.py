@@ -215,6 +215,23 @@ def test_a_spent_budget_stops_and_says_so(tmp_path: Path) -> None:
     assert m["asked"] <= 300
 
 
+def test_an_engines_own_budget_stops_the_run_and_drops_nothing(tmp_path: Path) -> None:
+    n = 0
+
+    def poor(request: Request) -> Reply:
+        nonlocal n
+        n += 1
+        return oracle_script.play(request) if n < 400 else Reply(fault="budget", detail="2 dollars are spent")
+
+    recipe = write(tmp_path)
+    m = go(recipe, poor, limits__in_flight="2")
+    assert m["state"] == "budget spent: oracle: 2 dollars are spent"
+    assert "respond" not in m["drops"].get("prompt", {})
+    go(recipe)
+    go(recipe, out="other")
+    assert stored(tmp_path / "runs/run") == stored(tmp_path / "runs/other")
+
+
 def test_dry_run_renders_prompts_and_calls_nothing(tmp_path: Path) -> None:
     plan = recipes.open_recipe(write(tmp_path), [], str(tmp_path / "runs/run"))
     described = plans.describe(plan, Window())

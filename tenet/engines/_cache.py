@@ -150,6 +150,9 @@ class CachedEngine:
         for key, kept in stored.items():
             if kept is not good[key]:  # another process was faster: everyone builds on its reply
                 replies[key] = _unpack(kept)
+        spent = next((r.detail for r in replies.values() if r.fault == "budget"), None)
+        if spent is not None:  # the engine's own budget ends the run; it is no fault of these rows
+            raise BudgetExceeded(f"{self.name}: {spent}")
         return replies
 
     def _count(self, reply: Reply) -> None:
