@@ -55,7 +55,8 @@ def measure(folder: Path) -> dict[str, Any]:
     return {
         "rounds": [{kind: interval(n[kind, r], n["replies", r]) for kind in ("named", "control")} for r in rounds],
         "accuracy": {
-            kind: interval(right[kind], asked[kind]) if asked[kind] else None for kind in ("verdicts", "votes", "same from both orders")
+            kind: interval(right[kind], asked[kind]) if asked[kind] else None
+            for kind in ("verdicts", "votes", "same from both orders")
         },
     }
 
