@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import importlib
 import logging
 import os
 import threading
-import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import Any
-
-from tenet.errors import EngineError
 
 _lock = threading.Lock()
 _guests = 0
@@ -25,21 +20,8 @@ def ray() -> Any:
     return importlib.import_module("ray")
 
 
-async def enter(address: str | None) -> None:
-    """Starts a local Ray (address None) or joins a cluster, unless this process is in one already.
-
-    EngineError if that fails. To be followed by one `leave`.
-    """
-    # a local node has 30 seconds to come up, and a busy machine may need more
-    for left in (2, 1, 0) if address is None else (0,):
-        why = await _in_lasting_thread(partial(_join, address))
-        if not why:
-            return
-        if not left:
-            raise EngineError(f"Ray did not start: {why}")
-
-
-def _join(address: str | None) -> None:
+def join(address: str | None) -> None:
+    """Starts a local Ray (address None) or joins a cluster, unless this process is in one."""
     global _guests, _ours
     # read when Ray is imported or started
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -51,17 +33,29 @@ def _join(address: str | None) -> None:
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     ray()
     logging.getLogger("ray").setLevel(logging.ERROR)
-    local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 200 << 20}
     with _lock:
         if not ray().is_initialized():
+            _start(address)
+            _ours = True
+        _guests += 1
+
+
+def _start(address: str | None) -> None:
+    local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 200 << 20}
+    for left in (2, 1, 0):
+        try:
             ray().init(
                 address=address or "local",
                 log_to_driver=False,
                 configure_logging=False,
                 **(local if address is None else {}),
             )
-            _ours = True
-        _guests += 1
+            return
+        except Exception:
+            # a local node has 30 seconds to come up, and a busy machine may need more
+            ray().shutdown()
+            if not left or address:
+                raise
 
 
 def leave() -> None:
@@ -74,33 +68,27 @@ def leave() -> None:
             ray().shutdown()
 
 
-async def _in_lasting_thread(work: Callable[[], None]) -> str:
-    """Runs `work` in a daemon thread that ends only if that fails; returns the reason, or nothing.
+async def in_lasting_thread(work: Callable[[], None]) -> None:
+    """Runs `work` in a daemon thread that then never ends.
 
-    Linux ends Ray's processes with the *thread* that started them (PR_SET_PDEATHSIG): they must not
-    be started from a pool's thread, which may end before the program's own exit handlers run, and
-    whatever a failed start leaves behind goes with its thread.
+    Linux ends Ray's processes with the *thread* that started them (PR_SET_PDEATHSIG), so they must
+    not be started from a pool's thread, which may end before the program's own exit handlers run.
     """
     loop, done = asyncio.get_running_loop(), asyncio.Event()
-    failed: list[str] = []
+    failed: list[BaseException] = []
 
     def run() -> None:
         try:
             work()
-        except Exception as error:
-            failed.append(reason(error))
-        if failed:
-            with warnings.catch_warnings():
-                # Ray forgets the processes of a failed start while they still run
-                warnings.simplefilter("ignore", ResourceWarning)
-                gc.collect()
+        except BaseException as error:
+            failed.append(error)
         loop.call_soon_threadsafe(done.set)
-        if not failed:
-            threading.Event().wait()
+        threading.Event().wait()
 
     threading.Thread(target=run, name="tenet-ray", daemon=True).start()
     await done.wait()
-    return "".join(failed)
+    if failed:
+        raise failed[0]
 
 
 def reason(error: BaseException) -> str:
