@@ -4,7 +4,7 @@ Chains like the pipeline's (reply, critique, revision, a verdict in both orders)
 at a time through Ray and the engine; then plain `LLM.generate` gets each stage as one batch,
 already tokenised, and decodes as many tokens. Prints JSON; the target is a `ratio` up to 1.10.
 
-    python benchmarks/engine_floor.py [--model nano:assistant] [--chains 512] [--in-flight 256]
+    python benchmarks/engine_floor.py [--model nano:assistant] [--chains 1024] [--in-flight 512]
 """
 
 from __future__ import annotations
@@ -121,12 +121,13 @@ def through_plain(plan: dict[str, Any], calls: list[Call]) -> tuple[float, int, 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="nano:assistant")
-    parser.add_argument("--chains", type=int, default=512)
-    parser.add_argument("--in-flight", type=int, default=256)
+    parser.add_argument("--chains", type=int, default=1024)
+    parser.add_argument("--in-flight", type=int, default=512)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--replicas", type=int, default=1)
     given = parser.parse_args()
-    engine = build(Settings(model=given.model, threads=given.threads))
+    engine = build(Settings(model=given.model, threads=given.threads, replicas=given.replicas))
     plan = engine.pool.plan
     work = through_engine(engine, given.chains, given.in_flight, given.max_tokens)
     ours, calls = asyncio.run(work)

@@ -37,7 +37,7 @@ class Limits(Frozen):
     """Most calls to pay for; what a stored reply answers is free."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     """Most tokens to pay for, prompts and replies together."""
-    in_flight: Annotated[int, Field(ge=1)] = 256
+    in_flight: Annotated[int, Field(ge=1)] = 512
     """Prompts that are worked on at once."""
 
 

@@ -111,8 +111,8 @@ def test_the_fingerprint_names_the_content_and_not_the_place(tiny_model: Path, t
 def test_replicas_share_the_cores_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
     assert [cores((i, 2), None, 1) for i in range(2)] == ["0,1,2", "4,5,6"]
-    assert [cores((i, 4), None, 1) for i in range(4)] == ["0,1", "2,3", "4,5", "6,7"]
-    assert cores((1, 2), None, 2) == "4,5|6,7"
+    assert [cores((i, 4), None, 1) for i in range(4)] == ["0", "2", "4", "6"]
+    assert cores((1, 2), None, 2) == "4|6"
     assert cores((1, 2), 1, 1) == "4"
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1})
     assert [cores((i, 3), None, 1) for i in range(3)] == ["0", "0", "1"]
@@ -435,10 +435,11 @@ from tenet.engines import Request, Sampling
 from tenet.engines.vllm import Settings, build
 
 async def main():
-    engine = build(Settings(model=sys.argv[1], dtype="float32", max_model_len=512, kv_cache_gib=.2))
+    engine = build(Settings(model="nano:assistant", max_model_len=512, kv_cache_gib=.2))
     ask = lambda n, most: engine.generate([
         Request(text=f"q {i}", sampling=Sampling(max_tokens=most, seed=i)) for i in range(n)])
-    await ask(4, 4)
+    # in bf16 a first prompt this short meets AMX tiles that nobody asked the kernel for yet
+    assert [r.fault for r in await ask(1, 4)] == [None]
     print("serving", flush=True)
     working = asyncio.create_task(ask(400, 64))
     await asyncio.to_thread(sys.stdin.readline)
@@ -463,9 +464,7 @@ def carrying(mark: str) -> dict[int, str]:
     return found
 
 
-def test_a_killed_engine_process_is_replaced_and_a_killed_driver_leaves_nothing(
-    tiny_model: Path,
-) -> None:
+def test_a_killed_engine_process_is_replaced_and_a_killed_driver_leaves_nothing() -> None:
     mark = f"{os.getpid()}-{time.time()}"
     env = {
         **os.environ,
@@ -473,7 +472,7 @@ def test_a_killed_engine_process_is_replaced_and_a_killed_driver_leaves_nothing(
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
     }
     driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(tiny_model)],
+        [sys.executable, "-c", DRIVER],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env,
     )  # fmt: skip
     assert driver.stdin

@@ -103,7 +103,7 @@ class Pool:
 
     async def _start(self) -> None:
         try:
-            await _ray.in_lasting_thread(lambda: _ray.join(self._address))
+            await _ray.enter(self._address)
             _alive.add(self)
             # after Ray's own handler was registered, so that it runs before it
             atexit.register(_end_all)

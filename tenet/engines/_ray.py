@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import logging
 import os
 import threading
+import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
+
+from tenet.errors import EngineError
 
 _lock = threading.Lock()
 _guests = 0
@@ -20,8 +25,21 @@ def ray() -> Any:
     return importlib.import_module("ray")
 
 
-def join(address: str | None) -> None:
-    """Starts a local Ray (address None) or joins a cluster, unless this process is in one."""
+async def enter(address: str | None) -> None:
+    """Starts a local Ray (address None) or joins a cluster, unless this process is in one already.
+
+    EngineError if that fails. To be followed by one `leave`.
+    """
+    # a local node has 30 seconds to come up, and a busy machine may need more
+    for left in (2, 1, 0) if address is None else (0,):
+        why = await _in_lasting_thread(partial(_join, address))
+        if not why:
+            return
+        if not left:
+            raise EngineError(f"Ray did not start: {why}")
+
+
+def _join(address: str | None) -> None:
     global _guests, _ours
     # read when Ray is imported or started
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -33,29 +51,17 @@ def join(address: str | None) -> None:
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     ray()
     logging.getLogger("ray").setLevel(logging.ERROR)
+    local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 200 << 20}
     with _lock:
         if not ray().is_initialized():
-            _start(address)
-            _ours = True
-        _guests += 1
-
-
-def _start(address: str | None) -> None:
-    local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 200 << 20}
-    for left in (2, 1, 0):
-        try:
             ray().init(
                 address=address or "local",
                 log_to_driver=False,
                 configure_logging=False,
                 **(local if address is None else {}),
             )
-            return
-        except Exception:
-            # a local node has 30 seconds to come up, and a busy machine may need more
-            ray().shutdown()
-            if not left or address:
-                raise
+            _ours = True
+        _guests += 1
 
 
 def leave() -> None:
@@ -68,27 +74,33 @@ def leave() -> None:
             ray().shutdown()
 
 
-async def in_lasting_thread(work: Callable[[], None]) -> None:
-    """Runs `work` in a daemon thread that then never ends.
+async def _in_lasting_thread(work: Callable[[], None]) -> str:
+    """Runs `work` in a daemon thread that ends only if that fails; returns the reason, or nothing.
 
-    Linux ends Ray's processes with the *thread* that started them (PR_SET_PDEATHSIG), so they must
-    not be started from a pool's thread, which may end before the program's own exit handlers run.
+    Linux ends Ray's processes with the *thread* that started them (PR_SET_PDEATHSIG): they must not
+    be started from a pool's thread, which may end before the program's own exit handlers run, and
+    whatever a failed start leaves behind goes with its thread.
     """
     loop, done = asyncio.get_running_loop(), asyncio.Event()
-    failed: list[BaseException] = []
+    failed: list[str] = []
 
     def run() -> None:
         try:
             work()
-        except BaseException as error:
-            failed.append(error)
+        except Exception as error:
+            failed.append(reason(error))
+        if failed:
+            with warnings.catch_warnings():
+                # Ray forgets the processes of a failed start while they still run
+                warnings.simplefilter("ignore", ResourceWarning)
+                gc.collect()
         loop.call_soon_threadsafe(done.set)
-        threading.Event().wait()
+        if not failed:
+            threading.Event().wait()
 
     threading.Thread(target=run, name="tenet-ray", daemon=True).start()
     await done.wait()
-    if failed:
-        raise failed[0]
+    return "".join(failed)
 
 
 def reason(error: BaseException) -> str:

@@ -205,8 +205,8 @@ class Replica:
 def cores(share: tuple[int, int], threads: int | None, ranks: int) -> str:
     """The cores of the i-th of n replicas on a machine, as vLLM writes them: a list per rank.
 
-    Shares are disjoint while there are cores enough. From four cores up, each rank leaves one of
-    its share to vLLM's scheduler and the tokenizer.
+    Shares are disjoint while there are cores enough. Each rank leaves one of its share to vLLM's
+    scheduler, which waits by spinning: on two cores, a second thread makes small models slower.
     """
     index, of = share
     mine = sorted(os.sched_getaffinity(0))
@@ -215,7 +215,7 @@ def cores(share: tuple[int, int], threads: int | None, ranks: int) -> str:
     for part in range(index * ranks, (index + 1) * ranks):
         own = mine[part * len(mine) // parts : (part + 1) * len(mine) // parts]
         own = own or [mine[part % len(mine)]]
-        own = own[: threads or (len(own) - 1 if len(own) >= 4 else len(own))]
+        own = own[: threads or max(1, len(own) - 1)]
         lists.append(",".join(map(str, own)))
     return "|".join(lists)
 

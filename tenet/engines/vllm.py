@@ -133,6 +133,7 @@ def build(settings: Settings) -> VllmEngine:
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(4096, length),
             "block_size": 32,
+            "worker_extension_cls": "tenet.engines._worker.WorkerExtension",
         }
     if adapter:
         rank = int(_model.read_json(adapter / "adapter_config.json", "engine.lora").get("r", 8))
