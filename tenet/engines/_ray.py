@@ -8,11 +8,13 @@ import importlib
 import logging
 import os
 import threading
+import uuid
 import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from tenet.engines import _watchdog
 from tenet.errors import EngineError
 
 _lock = threading.Lock()
@@ -43,6 +45,7 @@ def _join(address: str | None) -> None:
     global _guests, _ours
     # read when Ray is imported or started
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("SPT_NOENV", "1")  # a process title must not be written over its environment
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     # Ray runs its workers, and so all of vLLM, at niceness 15: behind whatever else is busy
@@ -54,14 +57,26 @@ def _join(address: str | None) -> None:
     local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 200 << 20}
     with _lock:
         if not ray().is_initialized():
-            ray().init(
-                address=address or "local",
-                log_to_driver=False,
-                configure_logging=False,
-                **(local if address is None else {}),
-            )
+            if address is None:
+                _mark_node()
+            try:
+                ray().init(
+                    address=address or "local",
+                    log_to_driver=False,
+                    configure_logging=False,
+                    **(local if address is None else {}),
+                )
+            finally:
+                os.environ.pop(_watchdog.NODE_MARK, None)
             _ours = True
         _guests += 1
+
+
+def _mark_node() -> None:
+    """Has what the local Ray leaves behind reaped after this process, however that ends."""
+    mark = os.environ[_watchdog.NODE_MARK] = uuid.uuid4().hex
+    # Five seconds: most of Ray ends by itself, more cleanly than by a kill.
+    _watchdog.guard(mark, _watchdog.NODE_MARK, grace=5.0)
 
 
 def leave() -> None:

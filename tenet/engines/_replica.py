@@ -33,7 +33,9 @@ class Replica:
 
     def __init__(self, plan: dict[str, Any]) -> None:
         mark = f"{os.getpid()}-{uuid.uuid4().hex}"
-        os.environ |= {**plan["env"], _watchdog.MARK: mark}
+        # vLLM gives its processes titles, and setproctitle would write those over the environment that
+        # the watchdog reads the mark from
+        os.environ |= {**plan["env"], _watchdog.MARK: mark, "SPT_NOENV": "1"}
         # Ray sets it to the actor's share of CPUs; vLLM sets its own for its workers
         os.environ.pop("OMP_NUM_THREADS", None)
         _watchdog.guard(mark)

@@ -1,9 +1,9 @@
-"""A process that outlives a replica for a moment and ends what the replica left behind.
+"""A process that outlives its owner for a moment and ends what the owner left behind.
 
-vLLM's engine and worker processes stay alive when the process that owns them is killed. Every
-process that a replica starts inherits a mark in its environment; once the owner is gone, whatever
-still carries that mark is killed.
-Run as a file: `python _watchdog.py OWNER_PID MARK`.
+vLLM's engine and worker processes stay alive when the process that owns them is killed, and so do
+agents of a local Ray, for minutes. Every process that a replica, or a local Ray, starts inherits a
+mark in its environment; once the owner is gone, whatever still carries that mark is killed.
+Run as a file: `python _watchdog.py OWNER_PID NAME MARK GRACE_SECONDS`.
 """
 
 from __future__ import annotations
@@ -17,35 +17,42 @@ import time
 import psutil
 
 MARK = "TENET_REPLICA"
+NODE_MARK = "TENET_RAY"
 _POLL = 0.5
+_dogs: list[subprocess.Popen[bytes]] = []
 
 
-def guard(mark: str) -> None:
-    """Starts a watchdog over this process. The caller has put `mark` into its environment."""
+def guard(mark: str, name: str = MARK, grace: float = 0.0) -> None:
+    """Starts a watchdog over this process. The caller has put `mark` into its environment as `name`.
+
+    `grace` seconds are left to what ends by itself.
+    """
     # its own session: a signal to the replica's process group must not end it
-    clean = {k: v for k, v in os.environ.items() if k != MARK}
-    subprocess.Popen(
-        [sys.executable, __file__, str(os.getpid()), mark], env=clean, start_new_session=True,
+    clean = {k: v for k, v in os.environ.items() if k not in (MARK, NODE_MARK)}
+    dog = subprocess.Popen(
+        [sys.executable, __file__, str(os.getpid()), name, mark, str(grace)],
+        env=clean, start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
+    _dogs.append(dog)  # never waited for: it outlives this process
 
 
-def marked(mark: str) -> list[psutil.Process]:
+def marked(name: str, mark: str) -> list[psutil.Process]:
     """The processes that carry the mark."""
     found: list[psutil.Process] = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get(MARK) == mark:
+            if process.environ().get(name) == mark:
                 found.append(process)
         except (psutil.Error, OSError):
             continue
     return found
 
 
-def reap(mark: str) -> None:
+def reap(name: str, mark: str) -> None:
     """Kills what carries the mark. Python's resource trackers go last: they free shared memory."""
     for attempt in range(20):
-        left = marked(mark)
+        left = marked(name, mark)
         if not left:
             return
         for process in left:
@@ -63,4 +70,5 @@ if __name__ == "__main__":
     owner = int(sys.argv[1])
     while os.getppid() == owner:
         time.sleep(_POLL)
-    reap(sys.argv[2])
+    time.sleep(float(sys.argv[4]))
+    reap(sys.argv[2], sys.argv[3])
