@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from difflib import SequenceMatcher
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tenet.records import Frozen
+from tenet.records import Frozen, Preference
 
 Action = Literal["off", "mark", "drop"]
 
 _CHATTER = re.compile(
     r"^\s*(?:(?:sure|certainly|of course|okay|ok|absolutely|great)[,.!:]*\s*)?"
-    r"(?:(?:here(?:'s| is| are)|this is|below is|i(?:'ve| have)|i will|i'll)\b[^\n:.!?]{0,60}"
-    r"\b(?:revis\w+|rewrit\w+|rewrote|updated?|new|improved?)\b[^\n:.!?]{0,60}[:.!]"
+    # It must speak of a reply being revised: "Here is a new way to brew tea." is content.
+    r"(?:(?:here(?:'s| is)|this is|below is)\b[^\n:.!?]{0,40}\b(?:revised|rewritten|updated|new|improved)\s+"
+    r"(?:reply|response|answer|version)\b[^\n:.!?]{0,40}[:.!]"
+    r"|i(?:'ve| have)? (?:revised|rewritten|rewrote) [^\n:.!?]{0,40}\b(?:reply|response|answer)\b[^\n:.!?]{0,40}[:.!]"
     r"|(?:revised|rewritten|updated|new|improved) (?:reply|response|answer|version)\s*:)\s*",
     re.IGNORECASE,
 )
-_SURE = re.compile(r"^\s*(?:sure|certainly|of course|absolutely)\s*[,.!:]\s*(?=\S)", re.IGNORECASE)
 _CRITIQUE = re.compile(
-    r"^\W*(?:critique\b|(?:the|your|my) (?:assistant's |last |previous |above |original )*"
+    r"^\W*(?:critique(?: of [^\n:]{0,40})?:|(?:the|your|my) (?:assistant's |last |previous |above |original )*"
     r"(?:reply|response|answer) (?:is|was|does|did|has|had|could|should|fails|contains|breaks)\b"
     r"|i find no fault\b|there (?:is|are) no (?:fault|problem|issue)s?\b)",
     re.IGNORECASE,
@@ -69,12 +71,8 @@ class Keep(Frozen):
 
 def strip_chatter(text: str) -> str:
     """The reply without an opening such as "Sure, here is the revised reply:"."""
-    bare = _CHATTER.sub("", text, count=1)
-    bare = bare if bare != text else _SURE.sub("", text, count=1)
-    bare = bare.strip()
-    if len(bare) > 1 and bare[0] == bare[-1] == '"' and '"' not in bare[1:-1]:
-        bare = bare[1:-1].strip()
-    return bare or text.strip()
+    found = _CHATTER.match(text.replace("’", "'"))
+    return (text[found.end() :] if found else text).strip() or text.strip()
 
 
 def faults_of(revision: str, before: str, critique: str, finish: str) -> list[str]:
@@ -128,3 +126,28 @@ def _alike(a: str, b: str) -> bool:
         return False
     matcher = SequenceMatcher(None, a, b, autojunk=False)
     return matcher.quick_ratio() > 0.9 and matcher.ratio() > 0.9
+
+
+class Sieve:
+    """The limits that need the whole run in view, applied in the prompts' order, so that the order in which
+    chains happened to end decides nothing."""
+
+    def __init__(self, keep: Keep) -> None:
+        self._keep = keep
+        self._by_principle: Counter[str] = Counter()
+        self.kept = 0
+        self.dropped: Counter[str] = Counter()
+
+    def passes(self, p: Preference) -> bool:
+        """Whether a pair is exported; if not, why is counted."""
+        names = {v.principle for v in p.verdict.votes}
+        cap = self._keep.per_principle
+        if self._keep.exactly is not None and self.kept >= self._keep.exactly:
+            self.dropped["more than keep.exactly asked for"] += 1
+            return False
+        if cap is not None and len(names) == 1 and self._by_principle[next(iter(names))] >= cap:
+            self.dropped[f"more than keep.per_principle={cap} of one principle"] += 1
+            return False
+        self._by_principle.update(names)
+        self.kept += 1
+        return True

@@ -144,10 +144,19 @@ class Chain:
         return Request(
             # The conversation goes first and unchanged: critique extends respond's prefix, and
             # revise extends critique's, so the engine's prefix cache is hit.
-            messages=(*self._before(drawn), *self._messages, *map(_message, now)),
+            messages=(*self._system(), *self._before(drawn), *self._talk(), *map(_message, now)),
             sampling=self.settings.sampling.sampling(seed),
             affinity=self.prompt.id,
         )
+
+    def _system(self) -> list[Message]:
+        """The preamble and the prompt's own system message, as one: chat templates take it only in front."""
+        own = [m.content for m in self._messages[:1] if m.role == "system"]
+        said = [t for t in (self._constitution.preamble, *own) if t]
+        return [Message(role="system", content="\n\n".join(said))] if said else []
+
+    def _talk(self) -> tuple[Message, ...]:
+        return self._messages[1:] if self._messages[0].role == "system" else self._messages
 
     def _before(self, drawn: Sequence[Principle]) -> list[Message]:
         """Worked dialogues, whole: they show that a critique and a revision are different things."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any, Protocol
 
 from constitution import Constitution
@@ -20,16 +21,16 @@ class Judge(Protocol):
         ...
 
 
-def read_settings(data: Mapping[str, Any] | Document, where: str = "judge") -> Frozen:
-    """The settings of the judge that `kind` names; SettingsError if they are wrong."""
+def read_settings(data: Mapping[str, Any] | Document, where: str = "judge") -> tuple[ModuleType, Frozen]:
+    """The module of the judge that `kind` names, and its settings; SettingsError if they are wrong."""
     document = data if isinstance(data, Document) else Document(dict(data), where)
     module = kinds.load("judges", document.data.get("kind", ""), document.place("kind"))
-    return assemble(module.Settings, document.without("kind"))
+    return module, assemble(module.Settings, document.without("kind"))
 
 
-def open_judge(data: Mapping[str, Any] | Document, engine: Engine, constitution: Constitution, seed: int = 0) -> Judge:
+def open_judge(
+    data: Mapping[str, Any] | Document, engine: Engine, constitution: Constitution, seed: int = 0
+) -> Judge:
     """A judge from its settings (`{"kind": "pairwise", …}`), the engine it asks, and a constitution."""
-    document = data if isinstance(data, Document) else Document(dict(data), "judge")
-    module = kinds.load("judges", document.data.get("kind", ""), document.place("kind"))
-    settings = assemble(module.Settings, document.without("kind"))
+    module, settings = read_settings(data)
     return module.build(settings, engine, constitution, seed)

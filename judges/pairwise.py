@@ -126,7 +126,7 @@ class PairwiseJudge:
         if reply.fault is not None:
             label: Label = "refused" if reply.fault == "refused" else "invalid"
             why = f"{reply.fault}: {reply.detail}".removesuffix(": ")
-            return Vote(principle=principle.id, order=order, label=label, why=why)
+            return Vote(principle=principle.id, order=order, label=label, why=why, fault=reply.fault)
         read = self._by_logprobs if self.settings.read == "logprobs" else self._by_text
         # Read as the slots were shown, then turned back to the comparison's own a and b.
         vote = read(principle.id, reply)
@@ -140,7 +140,7 @@ class PairwiseJudge:
         a, b = float(pair[0] or 0.0), float(pair[1] or 0.0)
         if a == b == -math.inf:
             return Vote(principle=principle, order="ab", label="invalid", why="A and B both at 0")
-        p = 1.0 / (1.0 + math.exp(min(b - a, 700.0)))
+        p = 0.0 if b - a > 700.0 else 1.0 / (1.0 + math.exp(b - a))  # exp overflows at 710
         if self.settings.labels == "hard" and p != 0.5:
             p = float(p > 0.5)
         label: Label = "tie" if p == 0.5 else "A" if p > 0.5 else "B"
@@ -190,7 +190,8 @@ def _consistent(by_principle: dict[str, list[Vote]], tie: float) -> bool | None:
 
 
 def _label(p: float, tie: float) -> Label:
-    return "tie" if abs(p - 0.5) <= tie else "A" if p > 0.5 else "B"
+    # A mean of 0.9 and 0.1 may miss 0.5 by its last bit, to a side that depends on the slots: no preference.
+    return "tie" if abs(p - 0.5) <= max(tie, 1e-9) else "A" if p > 0.5 else "B"
 
 
 def build(settings: Settings, engine: Engine, constitution: Constitution, seed: int = 0) -> PairwiseJudge:

@@ -22,8 +22,6 @@ from nano.world import Answer, Rule
 from tenet.engines import Engine, Request, Sampling
 from tenet.records import Comparison, Message, Prompt, Response
 
-Tasks = dict[str, dict[str, float | int]]
-
 
 def _principle(rule: Rule) -> Principle:
     return Principle.model_validate(principle(rule))

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from generators.filters import Keep
+from generators.filters import Sieve
 from generators.respond import conversation
 from service.recipe import Plan
 from tenet.ledger import Rows
@@ -105,12 +105,18 @@ def preference_row(p: Preference, system: str) -> dict[str, Any]:
         "votes": [
             {
                 "principle": v.principle, "order": v.order, "label": v.label, "p_a": v.p_a,
-                "logprob_a": v.logprobs[0] if v.logprobs else None,
-                "logprob_b": v.logprobs[1] if v.logprobs else None,
+                "logprob_a": _finite(v.logprobs, 0),
+                "logprob_b": _finite(v.logprobs, 1),
             }
             for v in p.verdict.votes
         ],
     }  # fmt: skip
+
+
+def _finite(logprobs: tuple[float, float] | None, which: int) -> float | None:
+    """A log-probability, or null where there is none; JSON has no -inf, and p_a says 0 or 1 there."""
+    x = logprobs[which] if logprobs else None
+    return x if x is not None and math.isfinite(x) else None
 
 
 class _Writer:
@@ -150,31 +156,6 @@ class _Writer:
         finally:
             self._parquet.close()
             self._jsonl.close()
-
-
-class Sieve:
-    """The limits that need the whole run in view, applied in the prompts' order, so that the order in which
-    chains happened to end decides nothing."""
-
-    def __init__(self, keep: Keep) -> None:
-        self._keep = keep
-        self._by_principle: Counter[str] = Counter()
-        self.kept = 0
-        self.dropped: Counter[str] = Counter()
-
-    def passes(self, p: Preference) -> bool:
-        """Whether a pair is exported; if not, why is counted."""
-        names = {v.principle for v in p.verdict.votes}
-        cap = self._keep.per_principle
-        if self._keep.exactly is not None and self.kept >= self._keep.exactly:
-            self.dropped["more than keep.exactly asked for"] += 1
-            return False
-        if cap is not None and len(names) == 1 and self._by_principle[next(iter(names))] >= cap:
-            self.dropped[f"more than keep.per_principle={cap} of one principle"] += 1
-            return False
-        self._by_principle.update(names)
-        self.kept += 1
-        return True
 
 
 def write(rows: Rows, plan: Plan, folder: Path) -> tuple[dict[str, Any], Sieve]:

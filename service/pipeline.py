@@ -30,6 +30,7 @@ from tenet.records import (
     Response,
     Verdict,
     canonical,
+    may_pass,
 )
 
 Chain = list[tuple[str, Frozen]]
@@ -42,7 +43,7 @@ class Outcome(Frozen):
     preferences: int
     comparisons: int = 0
     retry: bool = False
-    """Nothing came of it for a reason that may pass; the next start of the run tries again."""
+    """Something of it was dropped for a reason that may pass; the next start of the run walks it again."""
 
 
 class Judged(Frozen):
@@ -80,7 +81,7 @@ class Tally:
     resumed: int = 0
     """Those of them that an earlier start had ended."""
     kept: int = 0
-    """Preferences."""
+    """Preferences that the caps let through."""
     failed: int = 0
     """Prompts that ended without a preference through an engine's faults or unreadable verdicts."""
     walked: int = 0
@@ -104,6 +105,8 @@ class Pipeline:
         self._judge: Judge = judges.open_judge(
             dict(plan.recipe.judge), engines[plan.judge_model], plan.constitution, plan.recipe.seed
         )
+        # The caps are the same whatever the order, so they can be counted while chains end in any order.
+        self._sieve = filters.Sieve(plan.recipe.keep.model_copy(update={"exactly": None}))
         self._stop = False
         self._puts: set[asyncio.Future[None]] = set()
 
@@ -116,7 +119,8 @@ class Pipeline:
 
         Raises TooManyFailures, EngineError, LedgerError; whatever was stored stays.
         """
-        self.tally.kept = self._rows.counts().stages.get("preference", 0)
+        for row in self._rows.iterate("preference"):
+            self.tally.kept += self._sieve.passes(Preference.model_validate_json(row.record))
         source = self._source(window)
         workers = [asyncio.create_task(self._work(source)) for _ in range(self.plan.recipe.limits.in_flight)]
         try:
@@ -188,7 +192,7 @@ class Pipeline:
         outcome = chain[-1][1]
         assert isinstance(outcome, Outcome)
         tally.done += 1
-        tally.kept += outcome.preferences
+        tally.kept += sum(self._sieve.passes(r) for _, r in chain if isinstance(r, Preference))
         if not outcome.preferences:
             last = next(r for _, r in reversed(chain) if isinstance(r, Dropped))
             tally.drops[last.reason] += 1
@@ -240,7 +244,7 @@ class Pipeline:
                 chain += [("judged", judged)] if judged is not None else []
                 drops.append(end)
         chain += [("dropped", d) for d in drops]
-        retry = not kept and any(d.retry for d in drops)
+        retry = any(d.retry for d in drops)
         if not kept:
             chain.append(("dropped", _why_nothing(prompt, drops)))
         return [*chain, ("outcome", Outcome(preferences=kept, comparisons=len(made), retry=retry))]
@@ -274,7 +278,7 @@ class Pipeline:
         verdict = await self._judge.judge(c, key)
         judged = Judged(key=key, comparison=c, verdict=verdict)
         if verdict.label in ("invalid", "refused") or verdict.p_a is None:
-            passing = verdict.why.split(":")[0] in ("server", "rate_limit", "timeout")
+            passing = any(v.fault and may_pass(v.fault) for v in verdict.votes)
             return judged, drop("judge", f"{verdict.label} verdict", verdict.why, passing)
         if verdict.label == "tie":
             return judged, drop("judge", "tie")

@@ -68,14 +68,11 @@ class Recipe(Frozen):
     """The run's folder, relative to where the command is given; empty: runs/<recipe's file name>."""
 
 
-# What may differ between two starts of one run, since no row depends on it.
+# A model's settings that may differ between two starts of one run, since no row depends on them.
 _EXECUTION = {
-    "limits": None,
-    "out": None,
-    "models": {
-        *("replicas", "concurrency", "timeout_s", "retries", "patience_s", "address", "key_env"),
-        *("gpu_memory_utilization", "kv_cache_gib", "max_num_seqs", "threads", "delay"),
-    },
+    *("replicas", "concurrency", "timeout_s", "retries", "patience_s", "address", "key_env", "restarts"),
+    *("gpu_memory_utilization", "kv_cache_gib", "max_num_seqs", "threads", "delay"),
+    *("backoff_s", "max_calls", "max_tokens_budget", "max_money", "price_prompt", "price_cached", "price_completion"),
 }
 
 
@@ -96,7 +93,7 @@ class Plan:
         """All that decides rows: the recipe less what is execution only, and the constitution's hash."""
         data = self.recipe.model_dump(mode="json", exclude={"limits", "out"})
         models = {
-            name: {"kind": kind, **settings.model_dump(mode="json", exclude=_EXECUTION["models"])}
+            name: {"kind": kind, **settings.model_dump(mode="json", exclude=_EXECUTION)}
             for name, (kind, settings) in self.models.items()
         }
         keep = {k: v for k, v in data["keep"].items() if k != "exactly"}

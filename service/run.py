@@ -97,6 +97,8 @@ async def execute(
             budget = Budget.resume(calls, run, max_calls=limits.max_calls, max_tokens=limits.max_tokens)
             same: dict[int, CachedEngine] = {}
             cached = {name: same.setdefault(id(e), CachedEngine(e, calls, run, budget)) for name, e in built.items()}
+            # A manifest says that the run is whole: the one of an earlier start must not outlive a crash of this one.
+            (plan.folder / "manifest.json").unlink(missing_ok=True)
             hooks.stage("starting the engines")
             await asyncio.gather(*(_start(e) for e in {id(e): e for e in built.values()}.values()))
             state, seconds = await _walk(plan, window, hooks, cached, rows, census.rows)
@@ -134,8 +136,6 @@ async def _walk(
         await pipeline.run(window)
         if pipeline.stopped:
             state = "stopped"
-        elif plan.recipe.keep.exactly is not None and not pipeline.has_enough():
-            state = "short of keep.exactly"
     except BudgetExceeded as spent:
         state = f"budget spent: {spent}"
     finally:
@@ -162,6 +162,9 @@ def _finish(
     files, sieve = export.write(rows, plan, plan.folder / "data")
     if sieve.kept + sum(sieve.dropped.values()) != facts["preferences"]:
         raise AccountingError(f"{plan.folder}: exported and held back pairs are not all pairs")
+    wanted = plan.recipe.keep.exactly
+    if state == "whole" and wanted is not None and sieve.kept < wanted:
+        state = f"short of keep.exactly={wanted}"
     drops = facts.pop("drops")
     if sieve.dropped:
         drops.setdefault("pair", {})["export"] = dict(sieve.dropped)

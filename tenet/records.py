@@ -149,6 +149,8 @@ class Vote(Frozen):
     logprobs: tuple[float, float] | None = None
     """Log-probability of the option that stands for a, and for b, in nats, before normalising."""
     why: str = ""
+    fault: str = ""
+    """The engine's fault, if the call failed."""
 
     def flip(self) -> Vote:
         return self.model_copy(
@@ -206,6 +208,11 @@ class HumanLabel(Frozen):
     label: Label
 
 
+def may_pass(fault: str) -> bool:
+    """Whether a call that failed may succeed later: too long a prompt, or a refusal, stays what it is."""
+    return fault not in ("context_length", "refused")
+
+
 class Dropped(Frozen):
     """Something that went no further, and why: at which stage, for which reason."""
 
@@ -221,12 +228,11 @@ class Dropped(Frozen):
     @classmethod
     def from_fault(cls, prompt_id: str, stage: str, fault: str, detail: str) -> Dropped:
         """A call that failed, after the engine's own retries."""
-        lasting = fault in ("context_length", "refused")
         return cls(
             prompt_id=prompt_id,
             unit="reply",
             stage=stage,
             reason=fault.replace("_", " "),
             detail=detail[:300],
-            retry=not lasting,
+            retry=may_pass(fault),
         )

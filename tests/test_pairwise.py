@@ -211,6 +211,15 @@ def test_votes_of_an_ensemble_are_averaged_by_principle() -> None:
     assert combine(votes, tie=0.06).label == "tie"
 
 
+def test_float_noise_is_a_tie_from_either_slot() -> None:
+    votes = tuple(
+        Vote(principle=name, order=order, label="A" if p > 0.5 else "B", p_a=p)
+        for name, ps in (("p", (0.1, 0.9)), ("q", (0.7, 0.3)), ("r", (0.2, 0.8)), ("s", (0.6000000000000001, 0.4)))
+        for order, p in zip(("ab", "ba"), ps, strict=True)
+    )
+    assert combine(votes).label == "tie" == combine(tuple(v.flip() for v in votes)).label
+
+
 def test_unknown_kind_and_unknown_setting_are_named() -> None:
     with pytest.raises(SettingsError, match="pairwise"):
         open_judge({"kind": "pairwyse"}, ScriptedEngine(likes_good), RULES)

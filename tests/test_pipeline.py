@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import random
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from generators import filters
 from service import plan as plans
 from service import recipe as recipes
 from service import run
@@ -230,6 +232,136 @@ def test_an_engines_own_budget_stops_the_run_and_drops_nothing(tmp_path: Path) -
     go(recipe)
     go(recipe, out="other")
     assert stored(tmp_path / "runs/run") == stored(tmp_path / "runs/other")
+
+
+def test_caps_and_exactly_together_go_on_until_enough_pass_the_caps(tmp_path: Path) -> None:
+    recipe = write(tmp_path)
+    settings = {"judge__principles": "1", "keep__per_principle": "1", "limits__in_flight": "1"}
+    assert go(recipe, keep__exactly="8", **settings)["pairs"]["exported"] == 8
+    short = go(recipe, out="short", keep__exactly="17", **settings)
+    assert short["state"] == "short of keep.exactly=17"  # there are only 16 principles
+    assert short["prompts"]["rows"] == 40
+
+
+def test_a_passing_fault_of_one_pair_is_tried_again_even_if_another_pair_was_kept(tmp_path: Path) -> None:
+    recipe = write(tmp_path)
+    n = 0
+
+    def flaky(request: Request) -> Reply:
+        nonlocal n
+        n += bool(request.choices)
+        if request.choices and n % 40 == 0:
+            return Reply(fault="bad_reply", detail="half a JSON")
+        return oracle_script.play(request)
+
+    assert go(recipe, flaky, limits__max_failures="1")["drops"]["pair"]["judge"]["invalid verdict"] > 0
+    healed = go(recipe)
+    assert "invalid verdict" not in healed["drops"]["pair"]["judge"]
+    go(recipe, out="other")
+    assert stored(tmp_path / "runs/run") == stored(tmp_path / "runs/other")
+
+
+def test_a_crash_leaves_no_manifest_of_an_earlier_start(tmp_path: Path) -> None:
+    recipe = write(tmp_path)
+    go(recipe, limit=5)
+
+    def refuse(_: Request) -> Reply:
+        raise EngineRefused("401: wrong key")
+
+    with pytest.raises(EngineRefused):
+        go(recipe, refuse)
+    assert not (tmp_path / "runs/run/manifest.json").exists()
+
+
+def test_a_certain_judge_survives_storage_and_export(tmp_path: Path) -> None:
+    def sure(request: Request) -> Reply:
+        said = oracle_script.play(request)
+        if not request.choices:
+            return said
+        a, b = said.choice_logprobs
+        return Reply(choice_logprobs=(0.0, -math.inf) if a > b else (-math.inf, 0.0) if b > a else (a, b))
+
+    m = go(write(tmp_path), sure, judge__principles="1")
+    assert m["pairs"]["exported"] > 0
+    for line in (tmp_path / "runs/run/data/preference.jsonl").read_text().splitlines():
+        row = json.loads(line, parse_constant=lambda x: pytest.fail(f"{x} is not JSON"))
+        assert row["p_chosen"] == 1.0
+        assert {v["p_a"] for v in row["votes"]} <= {0.0, 1.0}
+
+
+def test_the_preamble_and_a_system_message_come_first_and_as_one(tmp_path: Path) -> None:
+    recipe = write(tmp_path, 2)
+    (tmp_path / "mine.yaml").write_text(
+        """
+name: mine
+extends: nano
+preamble: You serve the reader.
+exemplars:
+  - {prompt: Hi, reply: Go away., critique: It is rude., revision: Hello!, principle: insult}
+"""
+    )
+    seen: list[Request] = []
+
+    def look(request: Request) -> Reply:
+        seen.append(request)
+        return oracle_script.play(request)
+
+    go(recipe, look, constitution="./mine.yaml", respond__system="Be brief.", revise__exemplars="1")
+    asked = [r for r in seen if r.messages[-1].content.startswith(("Critique", "Rewrite"))]
+    assert asked
+    for request in asked:
+        assert request.messages[0].content == "You serve the reader.\n\nBe brief."
+        assert [m.role for m in request.messages].count("system") == 1
+        assert request.messages[1].content == "Hi"
+    judged = [r for r in seen if r.choices]
+    assert all(r.messages[0].content == "You serve the reader." for r in judged)
+
+
+def test_a_weighted_pool_draws_by_weight_and_the_same_again(tmp_path: Path) -> None:
+    text = RECIPE.replace("models:\n", "models:\n  n: {kind: scripted, script: 'tests.oracle_script:play'}\n")
+    recipe = write(tmp_path, 120, text)
+    plan = recipes.open_recipe(recipe, ["respond.pool={m: 3, n: 1}"], str(tmp_path / "runs/run"))
+    engines: dict[str, Engine] = {k: ScriptedEngine(oracle_script.play, name=k) for k in ("m", "n")}
+    asyncio.run(run.execute(plan, engines=engines))
+    with Rows(tmp_path / "runs/run", readonly=True) as rows:
+        used = [json.loads(r.record)["response"]["model"] for r in rows.iterate("candidate")]
+    assert 0.65 < used.count("m") / len(used) < 0.85
+
+
+def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
+    recipe = write(tmp_path, 200, RECIPE.replace('play"}', 'play", delay: 0.2}'))
+    command = [sys.executable, "-m", "service", "generate", str(recipe), "limits.in_flight=2"]
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "runs/run")], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "runs/run/rows.sqlite").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "To go on: tenet generate" in said
+    done = json.loads((tmp_path / "runs/run/manifest.json").read_text())
+    assert done["state"] == "stopped"
+    assert 0 < done["prompts"]["rows"] < 200
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("Sure, here is the revised reply: Use less water.", "Use less water."),
+        ("Revised response:\nUse less water.", "Use less water."),
+        ("I’ve rewritten the reply to be kinder. Don’t worry.", "Don’t worry."),
+        ("Here is a new way to brew tea. Use less water.", "Here is a new way to brew tea. Use less water."),
+        ("Sure, bring a coat.", "Sure, bring a coat."),
+        ("I will update the schedule. Then rest.", "I will update the schedule. Then rest."),
+        ("Here is the new schedule: run, rest.", "Here is the new schedule: run, rest."),
+    ],
+)
+def test_only_chatter_is_stripped(text: str, left: str) -> None:
+    assert filters.strip_chatter(text) == left
 
 
 def test_dry_run_renders_prompts_and_calls_nothing(tmp_path: Path) -> None:
