@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import zlib
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
+from tenet import files
 from tenet.errors import DataError
+from tenet.files import Rows
 from tenet.records import Frozen
 from tenet.settings import closest
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from generators.prompts import Settings
 
 Container = Literal["jsonl", "parquet", "dataset", "text"]
-Rows = Iterator[tuple[int, Any]]
 
 _SUFFIXES: dict[str, Container] = {
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), "jsonl"),
@@ -33,7 +32,6 @@ _BUILDERS = {
     ".parquet": "parquet",
     ".pq": "parquet",
 }
-_GZIP = b"\x1f\x8b"
 _BATCH = 1000
 
 
@@ -66,15 +64,10 @@ def open_source(path: str, settings: Settings) -> tuple[Source, Rows]:
     source = Source(path=path, kind=kind, container=container)
     if container == "dataset":
         return source, _dataset(path, file, settings)
-    if file.is_dir():
-        raise DataError("is a folder", where=path, fix=f"name a {container} file")
-    if not file.exists():
-        raise DataError("no such file", where=path, fix="check the path")
-    if not file.stat().st_size:
-        raise DataError("is empty", where=path, fix="name a file with at least one prompt")
+    files.check_exists(path, file, container)
     if container == "parquet":
-        return source, _parquet(path, file, settings)
-    lines = _lines(path, file)
+        return source, files.parquet(path, file, lambda names: settings.columns.among(names, path))
+    lines = files.lines(path, file)
     return source, lines if container == "jsonl" else _text(path, lines, settings.paragraphs)
 
 
@@ -92,10 +85,10 @@ def _container(path: str, file: Path, kind: str) -> Container:
         fix += "; for a dataset's name on a hub say kind: dataset"
         raise DataError("no such file", where=path, fix=fix)
     try:
-        with _open(file) as f:
+        with files.open_bytes(file) as f:
             start = f.read(4096).lstrip()
     except (OSError, EOFError, zlib.error) as e:
-        raise _damaged(e, path) from None
+        raise files.damaged(e, path) from None
     if start.startswith(b"PAR1"):
         return "parquet"
     if start.startswith(b"{"):
@@ -114,33 +107,6 @@ def fingerprint(source: Source) -> Source:
     with open(source.path, "rb") as f:
         hash = hashlib.file_digest(f, lambda: hashlib.blake2b(digest_size=10)).hexdigest()
         return source.model_copy(update={"bytes": f.tell(), "hash": hash})
-
-
-def _open(file: Path) -> IO[bytes]:
-    with file.open("rb") as f:
-        zipped = f.read(2) == _GZIP
-    if file.suffix == ".gz" and not zipped:
-        raise gzip.BadGzipFile("the file is not gzip, whatever its name says")
-    return cast(IO[bytes], gzip.open(file, "rb")) if zipped else file.open("rb")
-
-
-def _damaged(e: Exception, where: str) -> DataError:
-    if isinstance(e, OSError) and e.strerror:
-        return DataError(f"cannot be read: {e.strerror}", where=where)
-    what = f"the gzip is damaged or cut off: {e}"
-    return DataError(what, where=where, fix="copy or download the file again")
-
-
-def _lines(path: str, file: Path) -> Rows:
-    """(line number, bytes) of every line that is not blank."""
-    number = 0
-    try:
-        with _open(file) as f:
-            for number, line in enumerate(f, 1):
-                if not line.isspace():
-                    yield number, line
-    except (OSError, EOFError, zlib.error) as e:
-        raise _damaged(e, f"{path}, after line {number}") from None
 
 
 def _text(path: str, lines: Rows, paragraphs: bool) -> Rows:
@@ -162,22 +128,6 @@ def _text(path: str, lines: Rows, paragraphs: bool) -> Rows:
         last = number
     if block:
         yield first, "\n".join(block)
-
-
-def _parquet(path: str, file: Path, settings: Settings) -> Rows:
-    pq: Any = import_module("pyarrow.parquet")
-    pa: Any = import_module("pyarrow")
-    number = 0
-    try:
-        with pq.ParquetFile(file) as table:
-            wanted = settings.columns.among(table.schema_arrow.names, path)
-            for batch in table.iter_batches(batch_size=_BATCH, columns=wanted):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    except (pa.ArrowException, OSError) as e:
-        what = f"is not a whole Parquet file: {str(e).splitlines()[0]}"
-        raise DataError(what, where=f"{path}, after row {number}", fix="write it again") from None
 
 
 def _dataset(path: str, file: Path, settings: Settings) -> Rows:
