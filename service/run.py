@@ -23,7 +23,7 @@ from service.recipe import Plan
 from tenet.engines import Engine
 from tenet.engines._cache import Budget, CachedEngine
 from tenet.errors import AccountingError, BudgetExceeded, RunFolderError
-from tenet.ledger import Calls, Rows
+from tenet.ledger import Calls, Rows, explain
 from tenet.records import Dropped, Preference, Usage, Verdict, canonical
 
 
@@ -103,7 +103,10 @@ async def execute(
             await asyncio.gather(*(_start(e) for e in {id(e): e for e in built.values()}.values()))
             state, seconds = await _walk(plan, window, hooks, cached, rows, census.rows)
             hooks.stage("writing the exports")
-            manifest = _finish(plan, window, rows, calls, cached, census, state, seconds)
+            try:
+                manifest = _finish(plan, window, rows, calls, cached, census, state, seconds)
+            except OSError as error:
+                raise explain(plan.folder, error) from error
         return manifest
     finally:
         if engines is None:

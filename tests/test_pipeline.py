@@ -23,7 +23,7 @@ from service import run
 from service.pipeline import Window
 from tenet.engines import Engine, Reply, Request
 from tenet.engines.scripted import ScriptedEngine
-from tenet.errors import EngineRefused, InputError, RunFolderError, TooManyFailures
+from tenet.errors import EngineRefused, InputError, LedgerError, RunFolderError, TooManyFailures
 from tenet.ledger import Rows
 from tests import oracle_script
 
@@ -421,6 +421,42 @@ def test_killed_at_random_moments_the_same_command_gives_the_same_rows(tmp_path:
     assert {k: v["sha256"] for k, v in manifest["files"].items()} == {
         k: v["sha256"] for k, v in whole["files"].items()
     }
+
+
+@pytest.mark.parametrize("kilobytes", [40, 150, 400])
+def test_a_full_disk_stops_the_run_in_plain_words_and_the_same_command_goes_on(tmp_path: Path, kilobytes: int) -> None:
+    recipe = write(tmp_path)
+    calm = go(recipe, out="calm/run")
+    code = (
+        "import resource, signal, sys; from service.cli import main; "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({kilobytes * 1024},) * 2); main()"
+    )
+    command = [sys.executable, "-c", code, "generate", str(recipe), "--out", str(tmp_path / "wild/run")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    stopped = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert stopped.returncode == 3, stopped.stderr
+    assert "the disk is full" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert not (tmp_path / "wild/run/manifest.json").exists()
+    room = [sys.executable, "-m", "service", *command[3:]]
+    subprocess.run(room, cwd=ROOT, env=environment, check=True, capture_output=True)
+    assert stored(tmp_path / "wild/run") == stored(tmp_path / "runs/calm/run")
+    files = json.loads((tmp_path / "wild/run/manifest.json").read_text())["files"]
+    assert {k: v["sha256"] for k, v in files.items()} == {k: v["sha256"] for k, v in calm["files"].items()}
+
+
+def test_a_full_disk_at_the_exports_loses_no_row(tmp_path: Path) -> None:
+    recipe = write(tmp_path)
+    calm = go(recipe, out="calm/run")
+    data = tmp_path / "runs/run/data"
+    data.mkdir(parents=True)
+    (data / "sft.jsonl").symlink_to("/dev/full")
+    with pytest.raises(LedgerError, match="the disk is full"):
+        go(recipe)
+    assert not (tmp_path / "runs/run/manifest.json").exists()
+    (data / "sft.jsonl").unlink()
+    again = go(recipe)
+    assert (again["asked"], again["files"]) == (0, calm["files"])
 
 
 def test_hh_conversations_run_through_and_are_all_accounted_for(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ Work = Callable[[sqlite3.Connection, list[J]], list[R]]
 def explain(path: Path, error: Exception) -> TenetError:
     """What went wrong with the file, what stays, and what to do about it."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
     if full or code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
         why = (
             "the disk is full, over its quota, or failing; everything stored before stays: "
