@@ -2,25 +2,31 @@
 
 The model is asked for the log-probabilities of the two options in one decoded token, and asked again
 with the replies in each other's slots; the two distributions are averaged (RLAIF, Lee et al. 2023,
-section 2.1; soft labels: Constitutional AI, Bai et al. 2022, section 4.1).
+section 2.1; soft labels: Constitutional AI, Bai et al. 2022, section 4.1). With chain of thought it
+first says what it sees (a rationale), and the options are scored behind that (Lee et al., section 2.1.2).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
 from constitution import Constitution, Principle
 from constitution.draw import draw
-from judges import _parse, _render
+from judges import Ask, Scale, _parse, _render
+from judges._engines import Engines, pick, require_text
+from judges._votes import combine, cost, distribution, failed, label_of, split
 from tenet.engines import Engine, Reply, Request, Sampling
 from tenet.errors import SettingsError
 from tenet.records import Comparison, Frozen, Label, Message, Verdict, Vote, seed_of
 
+__all__ = ["PairwiseJudge", "Settings", "build", "combine"]
+
 Order = Literal["ab", "ba"]
+CUT = "rationale cut at max_tokens"
+"""Said of a vote whose rationale did not end by itself; it can be read all the same."""
 
 
 class Settings(Frozen):
@@ -38,49 +44,86 @@ class Settings(Frozen):
     """Keep probabilities, or round each vote to 0 or 1."""
     exemplars: Annotated[int, Field(ge=0)] = 0
     """How many of the constitution's worked choices are shown before the question."""
+    cot: bool = False
+    """Chain of thought: a rationale first, then the choice behind it."""
+    samples: Annotated[int, Field(ge=1, le=64)] = 1
+    """How often each question is drawn, from seeds of its own, and averaged; needs a temperature above 0."""
+    temperature: Annotated[float, Field(ge=0, le=5)] = 0.0
+    """Of rationales and text verdicts; 0 is greedy. Log-probabilities are those at 1, whatever this is."""
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Longest rationale (unset: 512) or, without one, longest text verdict (unset: 64)."""
+    clamp: tuple[Annotated[float, Field(ge=0, lt=0.5)], Annotated[float, Field(gt=0.5, le=1)]] | None = None
+    """Bounds on each vote's probability, such as [0.4, 0.6]; only with chain of thought."""
     tie: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """A verdict with |p - 0.5| up to this is a tie."""
     quorum: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the principles whose votes must be readable; with fewer the verdict is invalid."""
-    max_tokens: Annotated[int, Field(ge=1)] = 64
-    """Longest text verdict."""
+    """Share of samples, and of principles, that must be readable; with fewer the verdict is invalid."""
+
+
+class Question(NamedTuple):
+    """One vote's place: the principle, the reply shown first, the sample."""
+
+    principle: Principle
+    order: Order
+    sample: int
 
 
 class PairwiseJudge:
     """Asks an engine; see Settings."""
 
-    def __init__(self, settings: Settings, engine: Engine, constitution: Constitution, seed: int):
-        self.settings, self._engine, self._constitution = settings, engine, constitution
-        self._seed = seed
+    scale: Scale = ""
 
-    def requests(self, comparison: Comparison, key: str = "") -> list[tuple[Principle, Order, Request]]:
-        """Every question that a comparison costs: principle, slot order, request."""
-        chosen = self._principles(comparison, key)
+    def __init__(self, settings: Settings, engine: Engine, constitution: Constitution, seed: int):
+        self.settings, self.engines = settings, (engine,)
+        self._engine, self._constitution, self._seed = engine, constitution, seed
+
+    def questions(self, comparison: Comparison, key: str = "") -> list[Question]:
+        """Every vote that will be cast."""
         place = (self._seed, comparison.prompt.id, "judge", key)
         return [
-            (principle, order, self._request(comparison, principle, order, place))
-            for principle in chosen
+            Question(principle, order, sample)
+            for principle in self._principles(comparison, place)
             for order in self._orders(place)
+            for sample in range(self.settings.samples)
         ]
 
-    async def judge(self, comparison: Comparison, key: str = "") -> Verdict:
-        """The verdict on a comparison, from one vote per principle and slot order."""
-        asked = self.requests(comparison, key)
-        if not asked:
-            return Verdict(label="invalid", why="no principle applies to this prompt")
-        replies = await self._engine.generate([request for _, _, request in asked])
-        votes = tuple(
-            self._vote(principle, order, reply) for (principle, order, _), reply in zip(asked, replies, strict=True)
-        )
-        return combine(votes, self.settings.tie, self.settings.quorum)
+    def asks(self, comparison: Comparison, key: str = "") -> list[Ask]:
+        """Every question that a comparison costs; stand-ins are where rationales would be."""
+        questions, model = self.questions(comparison, key), self.settings.model
+        asked = [Ask("judge", model, self._choice(comparison, key, q, "‹rationale›")) for q in questions]
+        if self.settings.cot:
+            asked = [*(Ask("reason", model, self._reason(comparison, key, q)) for q in questions), *asked]
+        return asked
 
-    def _principles(self, comparison: Comparison, key: str) -> Sequence[Principle]:
+    async def judge(self, comparison: Comparison, key: str = "") -> Verdict:
+        """The verdict on a comparison, from one vote per principle, slot order and sample."""
+        questions = self.questions(comparison, key)
+        if not questions:
+            return Verdict(label="invalid", why="no principle applies to this prompt")
+        rationales: list[Reply] = []
+        votes: dict[Question, Vote] = {}
+        if self.settings.cot:
+            rationales = await self._engine.generate([self._reason(comparison, key, q) for q in questions])
+            for q, rationale in zip(questions, rationales, strict=True):
+                if (bad := _no_rationale(q, rationale)) is not None:
+                    votes[q] = bad
+        said = dict(zip(questions, rationales, strict=True)) if rationales else {}
+        left = [q for q in questions if q not in votes]
+        replies = await self._engine.generate([self._choice(comparison, key, q, _text(said.get(q))) for q in left])
+        votes |= {q: self._vote(q, reply, said.get(q)) for q, reply in zip(left, replies, strict=True)}
+        verdict = combine(tuple(votes[q] for q in questions), self.settings.tie, self.settings.quorum)
+        return verdict.model_copy(update={"usage": cost([*rationales, *replies])})
+
+    def split(self, verdict: Verdict) -> dict[str, Verdict]:
+        """What each slot order says by itself."""
+        return split(verdict, self.settings.tie, self.settings.quorum)
+
+    def _principles(self, comparison: Comparison, place: tuple[object, ...]) -> Sequence[Principle]:
         tags = comparison.prompt.tags
         pool = self._constitution.principles
         if self.settings.principles == "all":
             return [p for p in pool if p.applies_to(tags)]
-        parts = (self._seed, comparison.prompt.id, "judge", key)
-        return draw(pool, self.settings.principles, *parts, tags=tags)
+        return draw(pool, self.settings.principles, *place, tags=tags)
 
     def _orders(self, place: tuple[object, ...]) -> tuple[Order, ...]:
         coin: tuple[Order, ...] = ("ba",) if seed_of(*place, "order") & 1 else ("ab",)
@@ -89,25 +132,43 @@ class PairwiseJudge:
         }  # fmt: skip
         return orders[self.settings.order]
 
-    def _request(
-        self, comparison: Comparison, principle: Principle, order: Order, place: tuple[object, ...]
-    ) -> Request:
-        shown = comparison if order == "ab" else comparison.swap()
-        text = _render.pairwise(shown.prompt.messages, shown.a, shown.b, principle.choose)
+    def _reason(self, comparison: Comparison, key: str, q: Question) -> Request:
+        """Asks for a rationale."""
+        return Request(
+            messages=(*self._before(q.principle), _shown(comparison, q, _render.REASON)),
+            sampling=self._sampling(comparison, key, q, "reason", self.settings.max_tokens or 512),
+            affinity=comparison.prompt.id,
+        )
+
+    def _choice(self, comparison: Comparison, key: str, q: Question, rationale: str) -> Request:
+        """Asks for the choice, behind the rationale if there is one."""
+        if self.settings.cot:
+            turns = (
+                _shown(comparison, q, _render.REASON),
+                Message(role="assistant", content=rationale),
+                Message(role="user", content=_render.ANSWER),
+            )
+        else:
+            turns = (_shown(comparison, q, _render.PAIRWISE),)
         if self.settings.read == "logprobs":
             sampling = Sampling(temperature=0.0, max_tokens=1)
             choices = ("A", "B")
         else:
-            seed = seed_of(*place, principle.id, order)
-            sampling = Sampling(temperature=0.0, max_tokens=self.settings.max_tokens, seed=seed)
+            most = 64 if self.settings.cot else self.settings.max_tokens or 64
+            sampling = self._sampling(comparison, key, q, "choose", most)
             choices = ()
         return Request(
-            messages=(*self._before(principle), Message(role="user", content=text)),
+            messages=(*self._before(q.principle), *turns),
             sampling=sampling,
             choices=choices,
             # Principles share all but the question, so a pair's calls belong to one prefix cache.
             affinity=comparison.prompt.id,
         )
+
+    def _sampling(self, comparison: Comparison, key: str, q: Question, role: str, most: int) -> Sampling:
+        place = (self._seed, comparison.prompt.id, "judge", key)
+        seed = seed_of(*place, q.principle.id, q.order, role, q.sample)
+        return Sampling(temperature=self.settings.temperature, max_tokens=most, seed=seed)
 
     def _before(self, principle: Principle) -> tuple[Message, ...]:
         said: list[Message] = []
@@ -122,83 +183,104 @@ class PairwiseJudge:
             said.append(Message(role="assistant", content=str(e.answer)))
         return tuple(said)
 
-    def _vote(self, principle: Principle, order: Order, reply: Reply) -> Vote:
-        if reply.fault is not None:
-            label: Label = "refused" if reply.fault == "refused" else "invalid"
-            why = f"{reply.fault}: {reply.detail}".removesuffix(": ")
-            return Vote(principle=principle.id, order=order, label=label, why=why, fault=reply.fault)
-        read = self._by_logprobs if self.settings.read == "logprobs" else self._by_text
-        # Read as the slots were shown, then turned back to the comparison's own a and b.
-        vote = read(principle.id, reply)
-        return vote if order == "ab" else vote.flip()
+    def _vote(self, q: Question, reply: Reply, rationale: Reply | None) -> Vote:
+        if (bad := failed(reply)) is not None:
+            label, why = bad
+            vote = _blank(q, label, why, reply.fault or "")
+        else:
+            read = self._by_logprobs if self.settings.read == "logprobs" else self._by_text
+            # Read as the slots were shown, then turned back to the comparison's own a and b.
+            vote = read(_blank(q, "invalid", "").model_copy(update={"order": "ab"}), reply)
+            vote = vote if q.order == "ab" else vote.flip()
+        if rationale is None:
+            return vote
+        cut = CUT if rationale.finish == "length" else ""
+        why = "; ".join(t for t in (vote.why, cut) if t)
+        return vote.model_copy(update={"rationale": rationale.text.strip(), "why": why})
 
-    def _by_logprobs(self, principle: str, reply: Reply) -> Vote:
-        pair = reply.choice_logprobs
-        if len(pair) != 2 or any(x is None or math.isnan(x) or x > 0.001 for x in pair):
-            why = f"no usable log-probabilities of A and B: {list(pair)}"
-            return Vote(principle=principle, order="ab", label="invalid", why=why)
-        a, b = float(pair[0] or 0.0), float(pair[1] or 0.0)
-        if a == b == -math.inf:
-            return Vote(principle=principle, order="ab", label="invalid", why="A and B both at 0")
-        p = 0.0 if b - a > 700.0 else 1.0 / (1.0 + math.exp(b - a))  # exp overflows at 710
+    def _by_logprobs(self, blank: Vote, reply: Reply) -> Vote:
+        found = distribution(reply.choice_logprobs, 2)
+        if isinstance(found, str):
+            return blank.model_copy(update={"why": found})
+        a, b = (float("-inf") if x is None else x for x in reply.choice_logprobs)
+        p = found[0]
         if self.settings.labels == "hard" and p != 0.5:
             p = float(p > 0.5)
-        label: Label = "tie" if p == 0.5 else "A" if p > 0.5 else "B"
-        return Vote(principle=principle, order="ab", label=label, p_a=p, logprobs=(a, b))
+        if self.settings.clamp is not None:
+            p = min(max(p, self.settings.clamp[0]), self.settings.clamp[1])
+        return blank.model_copy(update={"label": label_of(p), "p_a": p, "logprobs": (a, b)})
 
-    def _by_text(self, principle: str, reply: Reply) -> Vote:
+    def _by_text(self, blank: Vote, reply: Reply) -> Vote:
         label = _parse.verdict(reply.text)
         if label in ("invalid", "refused"):
             cut = "cut at max_tokens; " if reply.finish == "length" else ""
-            why = f"{cut}said {reply.text[:80]!r}"
-            return Vote(principle=principle, order="ab", label=label, why=why)
+            return blank.model_copy(update={"label": label, "why": f"{cut}said {reply.text[:80]!r}"})
         p = {"A": 1.0, "B": 0.0, "tie": 0.5}[label]
-        return Vote(principle=principle, order="ab", label=label, p_a=p)
+        if self.settings.clamp is not None:
+            p = min(max(p, self.settings.clamp[0]), self.settings.clamp[1])
+        return blank.model_copy(update={"label": label, "p_a": p})
 
 
-def combine(votes: tuple[Vote, ...], tie: float = 0.0, quorum: float = 1.0) -> Verdict:
-    """One verdict from votes: p is averaged over a principle's orders, then over the principles.
+def _blank(q: Question, label: Label, why: str, fault: str = "") -> Vote:
+    return Vote(principle=q.principle.id, order=q.order, sample=q.sample, label=label, why=why, fault=fault)
 
-    A principle with an unreadable vote in any order does not count, and if fewer than `quorum` of
-    them count the verdict is refused (if a refusal is among the reasons) or invalid.
+
+def _no_rationale(q: Question, reply: Reply) -> Vote | None:
+    """The vote that stands where there is no rationale to choose by; None if there is one.
+
+    One that was cut at max_tokens is a rationale still, as in the paper, and its vote says so.
     """
-    by_principle: dict[str, list[Vote]] = {}
-    for vote in votes:
-        by_principle.setdefault(vote.principle, []).append(vote)
-    readable = [v for v in by_principle.values() if all(x.p_a is not None for x in v)]
-    consistent = _consistent(by_principle, tie)
-    if not readable or len(readable) < quorum * len(by_principle):
-        bad = [v for v in votes if v.p_a is None]
-        label: Label = "refused" if any(v.label == "refused" for v in bad) else "invalid"
-        return Verdict(label=label, votes=votes, consistent=consistent, why=bad[0].why)
-    means = [sum(x.p_a or 0.0 for x in v) / len(v) for v in readable]
-    p = sum(means) / len(means)
-    return Verdict(label=_label(p, tie), p_a=p, votes=votes, consistent=consistent)
+    if (bad := failed(reply)) is not None:
+        return _blank(q, bad[0], f"rationale: {bad[1]}", reply.fault or "")
+    text = reply.text.strip()
+    if not text:
+        return _blank(q, "invalid", "empty rationale")
+    if _parse.is_refusal(text):
+        vote = _blank(q, "refused", f"rationale: said {text[:80]!r}")
+        return vote.model_copy(update={"rationale": text})
+    return None
 
 
-def _consistent(by_principle: dict[str, list[Vote]], tie: float) -> bool | None:
-    """Whether each slot order by itself, averaged over the principles, gives the same label.
-
-    None if only one order was asked, or a vote cannot be read.
-    """
-    votes = [v for group in by_principle.values() for v in group]
-    orders = [[v.p_a for v in votes if v.order == order] for order in ("ab", "ba")]
-    if not all(orders) or any(v.p_a is None for v in votes):
-        return None
-    labels = {_label(sum(p or 0.0 for p in ps) / len(ps), tie) for ps in orders}
-    return len(labels) == 1
+def _text(reply: Reply | None) -> str:
+    return reply.text.strip() if reply else ""
 
 
-def _label(p: float, tie: float) -> Label:
-    # A mean of 0.9 and 0.1 may miss 0.5 by its last bit, to a side that depends on the slots: no preference.
-    return "tie" if abs(p - 0.5) <= max(tie, 1e-9) else "A" if p > 0.5 else "B"
+def _shown(comparison: Comparison, q: Question, template: str) -> Message:
+    shown = comparison if q.order == "ab" else comparison.swap()
+    text = _render.pairwise(shown.prompt.messages, shown.a, shown.b, q.principle.choose, template)
+    return Message(role="user", content=text)
 
 
-def build(settings: Settings, engine: Engine, constitution: Constitution, seed: int = 0) -> PairwiseJudge:
-    """The judge; SettingsError if the engine cannot give what `read` needs."""
+def build(settings: Settings, engines: Engines, constitution: Constitution, seed: int = 0) -> PairwiseJudge:
+    """The judge; SettingsError if settings contradict one another, or the engine cannot give what `read` needs."""
     from constitution.loader import require
 
+    _check(settings)
     require(constitution, ["choose"])
-    if settings.read == "logprobs" and not engine.has_choices:
-        raise SettingsError(f"{engine.name} gives no log-probabilities", where="judge.read", fix="read: text")
+    engine = pick(engines, settings.model)
+    require_text(engine, settings.read)
     return PairwiseJudge(settings, engine, constitution, seed)
+
+
+def _check(s: Settings) -> None:
+    """What no single field can tell."""
+    if s.clamp is not None and not s.cot:
+        raise SettingsError(
+            "clamping is for chain of thought alone, which drives probabilities to 0 and 1; plain log-probabilities "
+            "are calibrated, and clamped they lose what makes soft labels better than hard ones (Bai et al. 2022)",
+            where="judge.clamp", fix="cot: true, or no clamp",
+        )  # fmt: skip
+    if s.clamp is not None and abs(sum(s.clamp) - 1.0) > 1e-9:
+        raise SettingsError(
+            f"{list(s.clamp)} is not even-handed: a label would depend on the slots",
+            where="judge.clamp", fix="bounds that add up to 1, such as [0.4, 0.6]",
+        )  # fmt: skip
+    if s.samples > 1 and not (s.cot or s.read == "text"):
+        raise SettingsError(
+            "log-probabilities without a rationale are the same in every sample",
+            where="judge.samples", fix="cot: true or read: text, or samples: 1",
+        )  # fmt: skip
+    if s.samples > 1 and s.temperature == 0:
+        raise SettingsError(
+            "at temperature 0 every sample is the same", where="judge.samples", fix="temperature: 1.0, or samples: 1"
+        )

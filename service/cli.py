@@ -1,4 +1,4 @@
-"""The command line: `tenet generate`, `tenet demo`, `tenet nano`."""
+"""The command line: `tenet generate`, `tenet judge`, `tenet demo`, `tenet nano`."""
 
 from __future__ import annotations
 
@@ -113,6 +113,35 @@ def demo(
     from service import demo as shown
 
     shown.main(Path(out), prompts)
+
+
+@app.command()
+def judge(
+    pairs: Annotated[Path, typer.Argument(help="Pairs: JSONL, JSON, CSV or Parquet.")],
+    config: Annotated[Path, typer.Option("--judge", help="A judge's config, or a recipe (YAML).")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Verdicts, JSONL; default runs/judged/<pairs>.jsonl.")] = None,
+    votes: Annotated[Path | None, typer.Option(help="Also write a votes file for `tenet agree`.")] = None,
+    workspace: Annotated[Path, typer.Option(help="Holds calls.sqlite, the stored replies.")] = Path("runs"),
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N pairs.")] = None,
+) -> None:
+    """Pairs in, verdicts out. The same command goes on where it was stopped: stored replies are free."""
+    from service import judge as command
+
+    command.main(pairs, config, overrides or [], command.Places(out, votes, workspace), limit)
+
+
+@app.command()
+def selftest(
+    config: Annotated[Path, typer.Option("--judge", help="A judge's config, or a recipe (YAML).")],
+    overrides: Overrides = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Also write the certificate here.")] = None,
+) -> None:
+    """Planted preferences through the whole pipeline: no label may be lost, flipped or invented. No model is called."""
+    from service import selftest as certified
+
+    if not certified.main(config, overrides or [], json_out):
+        sys.exit(1)
 
 
 @nano.command("build")

@@ -103,7 +103,7 @@ class Pipeline:
         self.plan, self.tally = plan, Tally()
         self._engines, self._rows, self._watch = engines, rows, watch
         self._judge: Judge = judges.open_judge(
-            dict(plan.recipe.judge), engines[plan.judge_model], plan.constitution, plan.recipe.seed
+            dict(plan.recipe.judge), engines, plan.constitution, plan.recipe.seed
         )
         # The caps are the same whatever the order, so they can be counted while chains end in any order.
         self._sieve = filters.Sieve(plan.recipe.keep.model_copy(update={"exactly": None}))

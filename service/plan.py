@@ -8,10 +8,11 @@ from pathlib import Path
 
 import judges
 from generators import pairs, prompts, respond, revise
-from judges.pairwise import PairwiseJudge
+from judges import Ask
 from service.pipeline import Window
 from service.recipe import Plan
-from tenet.engines import Engine, Reply, Request
+from tenet.engines import Engine, Request
+from tenet.engines._unasked import Unasked
 from tenet.records import Candidate, Message, Prompt, Response, Revision
 
 _CHARS_PER_TOKEN = 4
@@ -41,18 +42,6 @@ class Description:
     """(title, rendered text)."""
 
 
-class _Unasked:
-    """Stands where a judge wants an engine while only its questions are wanted."""
-
-    name, fingerprint, family, has_choices = "(not started)", "", "", True
-
-    async def generate(self, requests: list[Request]) -> list[Reply]:
-        raise AssertionError("a plan makes no call")
-
-    async def close(self) -> None:
-        return None
-
-
 def describe(plan: Plan, window: Window) -> Description:
     """The plan of a run. Raises DataError if the prompts cannot be read."""
     census = prompts.check(plan.recipe.prompts)
@@ -72,16 +61,15 @@ def describe(plan: Plan, window: Window) -> Description:
         constitution=f"{c.name} ({len(c.principles)} principles, hash {c.hash})",
         lines=lines,
         stages=_stages(plan, usable, walks),
-        examples=[
-            (f"prompt {i + 1}: {name}", _render(request)) for i, walk in enumerate(walks) for name, request in walk
-        ],
+        examples=[(f"prompt {i + 1}: {a.step}", _render(a.request)) for i, walk in enumerate(walks) for a in walk],
     )
 
 
-def _walk(plan: Plan, prompt: Prompt) -> list[tuple[str, Request]]:
+def _walk(plan: Plan, prompt: Prompt) -> list[Ask]:
     """The questions of one prompt's chain, with stand-ins where replies would be."""
     recipe = plan.recipe
-    asked = [("respond", respond.request(prompt, 0, recipe.respond, recipe.seed))]
+    pool = recipe.respond.model or " | ".join(recipe.respond.pool)
+    asked = [Ask("respond", pool, respond.request(prompt, 0, recipe.respond, recipe.seed))]
     messages = respond.conversation(prompt, recipe.respond.system)
     candidates: list[Candidate] = []
     for index in range(recipe.respond.samples):
@@ -92,41 +80,34 @@ def _walk(plan: Plan, prompt: Prompt) -> list[tuple[str, Request]]:
             drawn = chain.principles(1)
             if index == 0 and drawn:
                 if recipe.revise.critique:
-                    asked.append(("critique", chain.critique_ask(1, drawn)))
+                    asked.append(Ask("critique", recipe.revise.model, chain.critique_ask(1, drawn)))
                 said = "‹critique›" if recipe.revise.critique else None
-                asked.append(("revise", chain.revise_ask(1, drawn, said)))
+                asked.append(Ask("revise", recipe.revise.model, chain.revise_ask(1, drawn, said)))
             made = (Revision(round=1, principles=(), text=f"‹revision {index + 1}›"),)
         candidates.append(Candidate(response=first, revisions=made))
-    engine: Engine = _Unasked()  # pyright: ignore[reportAssignmentType]
-    judge = judges.open_judge(dict(recipe.judge), engine, plan.constitution, recipe.seed)
+    unasked: dict[str, Engine] = {name: Unasked() for name in plan.models}
+    judge = judges.open_judge(dict(recipe.judge), unasked, plan.constitution, recipe.seed)
     for settings in recipe.pairs:
         for key, comparison in pairs.pairs(prompt, candidates, settings, recipe.seed):
-            if isinstance(judge, PairwiseJudge):
-                asked += [("judge", r) for _, _, r in judge.requests(comparison, key)]
+            asked += judge.asks(comparison, key)
     return asked
 
 
-def _stages(plan: Plan, usable: int, walks: list[list[tuple[str, Request]]]) -> list[Stage]:
+def _stages(plan: Plan, usable: int, walks: list[list[Ask]]) -> list[Stage]:
     recipe = plan.recipe
     first = next(iter(plan.models))
     rounds = recipe.respond.samples * recipe.revise.rounds
-    times = {
-        "respond": (recipe.respond.samples, recipe.respond.model or " | ".join(recipe.respond.pool)),
-        "critique": (rounds if recipe.revise.critique else 0, recipe.revise.model),
-        "revise": (rounds, recipe.revise.model),
-        "judge": (0, plan.judge_model),
-    }
+    times = {"respond": recipe.respond.samples, "critique": rounds, "revise": rounds}
+    shown: dict[tuple[str, str], list[Request]] = {}
+    for ask in (a for walk in walks for a in walk):
+        shown.setdefault((ask.step, ask.model or first), []).append(ask.request)
     made: list[Stage] = []
-    for name, (per_prompt, model) in times.items():
-        shown = [r for walk in walks for n, r in walk if n == name]
-        if not shown:
-            continue
-        if name == "judge":
-            per_prompt = len(shown) // len(walks)
-        chars = sum(len(m.content) for r in shown for m in r.messages) / len(shown)
-        calls = usable * per_prompt
-        out = 1 if shown[0].choices else shown[0].sampling.max_tokens
-        made.append(Stage(name, model or first, calls, int(calls * chars / _CHARS_PER_TOKEN), calls * out))
+    for (step, model), requests in shown.items():
+        # Of a judge's questions the walks hold every one; of the others, one for each stage.
+        calls = round(usable * times.get(step, len(requests) / len(walks)))
+        chars = sum(len(m.content) for r in requests for m in r.messages) / len(requests)
+        out = 1 if requests[0].choices else requests[0].sampling.max_tokens
+        made.append(Stage(step, model, calls, int(calls * chars / _CHARS_PER_TOKEN), calls * out))
     return made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from generators.respond import Settings as Respond
 from generators.revise import Settings as Revise
 from tenet import kinds
 from tenet.engines import Engine
+from tenet.engines._unasked import Unasked
 from tenet.errors import SettingsError
 from tenet.records import Frozen, digest
 from tenet.settings import Document, assemble, closest, read
@@ -76,14 +78,17 @@ _EXECUTION = {
 }
 
 
+Models = dict[str, tuple[str, Any]]
+"""Engine kind and settings by model name."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """A recipe that was checked: every name resolved, nothing called yet."""
 
     recipe: Recipe
     constitution: Constitution
-    models: dict[str, tuple[str, Any]]
-    """Engine kind and settings by model name."""
+    models: Models
     folder: Path
     source: str
     """Where the recipe came from, for messages."""
@@ -104,15 +109,8 @@ class Plan:
         return str(self.recipe.judge.get("model") or next(iter(self.models)))
 
     def build_engines(self) -> dict[str, Engine]:
-        """Engines by model name. Equal settings share one engine; a wrong model path ends here."""
-        made: dict[str, Engine] = {}
-        same: dict[str, Engine] = {}
-        for name, (kind, settings) in self.models.items():
-            key = digest(kind, settings.model_dump(mode="json"))
-            if key not in same:
-                same[key] = kinds.load("tenet.engines", kind).build(settings)
-            made[name] = same[key]
-        return made
+        """Engines by model name; a wrong model path ends here."""
+        return build_engines(self.models)
 
 
 def open_recipe(path: Path, overrides: Iterable[str] = (), out: str | None = None) -> Plan:
@@ -124,20 +122,25 @@ def open_recipe(path: Path, overrides: Iterable[str] = (), out: str | None = Non
     recipe = assemble(Recipe, doc)
     base = path.parent
     recipe = recipe.model_copy(update={"prompts": recipe.prompts.relative_to(base)})
-    models = {name: _model(doc.sub("models").sub(name), base) for name in recipe.models}
+    models = read_models(doc, base)
     _check_names(recipe, doc, models)
-    judges.read_settings(doc.sub("judge") if "judge" in doc.data else dict(recipe.judge))
-    rules = constitution.load(_constitution(recipe.constitution, base))
-    stages: list[Stage] = ["choose"]
+    rules = load_constitution(recipe.constitution, base)
+    stages: list[Stage] = []
     if recipe.revise.rounds:
         stages.append("revise")
         if recipe.revise.critique:
             stages.append("critique")
     require(rules, stages)
+    check_judge(doc, "judge", recipe.judge, models, rules)
     for name in (out, recipe.out, f"runs/{path.stem}"):
         if name:
             return Plan(recipe, rules, models, Path(name), str(path))
     raise AssertionError("unreachable: the last name is never empty")
+
+
+def read_models(doc: Document, base: Path) -> Models:
+    """The engines' settings under `models`; paths in them are relative to `base`."""
+    return {name: _model(doc.sub("models").sub(name), base) for name in doc.data["models"]}
 
 
 def _model(doc: Document, base: Path) -> tuple[str, Any]:
@@ -153,10 +156,34 @@ def _model(doc: Document, base: Path) -> tuple[str, Any]:
     return kind, settings.model_copy(update=moved)
 
 
-def _constitution(name: str, base: Path) -> str | Path:
-    if "/" in name or name.endswith((".yaml", ".yml")):
-        return base / name
-    return name
+def build_engines(models: Models) -> dict[str, Engine]:
+    """Engines by model name. Equal settings share one engine; a wrong model path ends here."""
+    made: dict[str, Engine] = {}
+    same: dict[str, Engine] = {}
+    for name, (kind, settings) in models.items():
+        key = digest(kind, settings.model_dump(mode="json"))
+        if key not in same:
+            same[key] = kinds.load("tenet.engines", kind).build(settings)
+        made[name] = same[key]
+    return made
+
+
+def load_constitution(name: str, base: Path) -> Constitution:
+    """A packaged constitution by name, or a file by its path from `base`."""
+    return constitution.load(base / name if "/" in name or name.endswith((".yaml", ".yml")) else name)
+
+
+def check_judge(doc: Document, key: str, given: dict[str, Any], models: Models, rules: Constitution) -> None:
+    """SettingsError, with file and line, if a judge's settings are wrong or do not fit models and constitution."""
+    part = doc.sub(key) if key in doc.data else Document(dict(given), key)
+    unasked: dict[str, Engine] = {name: Unasked() for name in models}
+    try:
+        judges.open_judge(part, unasked, rules)
+    except SettingsError as error:
+        if not re.fullmatch(r"judge(\.\w+)+", error.where):
+            raise
+        place = part.place(error.where.removeprefix("judge."))
+        raise SettingsError(error.what, where=place, fix=error.fix) from None
 
 
 def _check_names(recipe: Recipe, doc: Document, models: dict[str, Any]) -> None:
@@ -165,7 +192,6 @@ def _check_names(recipe: Recipe, doc: Document, models: dict[str, Any]) -> None:
         ("respond.model", recipe.respond.model),
         *((f"respond.pool.{name}", name) for name in recipe.respond.pool),
         ("revise.model", recipe.revise.model),
-        ("judge.model", recipe.judge.get("model", "")),
     ]
     for field, name in named:
         if name and name not in models:

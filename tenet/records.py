@@ -140,27 +140,59 @@ _FLIP: dict[Label, Label] = {"A": "B", "B": "A", "tie": "tie", "invalid": "inval
 
 
 class Vote(Frozen):
-    """One answer of a judge: one principle, one slot order. `p_a` and `logprobs` name the comparison's own a and b."""
+    """One answer of a judge. `p_a`, `logprobs`, `scores` name the comparison's own a and b, whichever came first."""
 
     principle: str
-    order: Literal["ab", "ba"]
+    """The principle it was asked under; empty where a judge knows none, as a reward model does."""
+    order: Literal["ab", "ba"] | None = None
+    """Which reply was shown first; None where each reply was looked at alone."""
     label: Label
     p_a: float | None = None
     logprobs: tuple[float, float] | None = None
     """Log-probability of the option that stands for a, and for b, in nats, before normalising."""
+    scores: tuple[float | None, float | None] | None = None
+    """Where each reply got a score of its own: a's and b's; None for one that cannot be read."""
+    sample: int = 0
+    """Which of several samples of one question this is."""
+    member: str = ""
+    """The member of a panel that cast it."""
+    rationale: str = ""
+    """What the judge said before it chose, where it was asked to reason."""
     why: str = ""
+    """Why it cannot be read; or what to know of it although it can."""
     fault: str = ""
     """The engine's fault, if the call failed."""
 
     def flip(self) -> Vote:
+        turned: dict[Any, Any] = {"ab": "ba", "ba": "ab", None: None}
         return self.model_copy(
             update={
-                "order": "ba" if self.order == "ab" else "ab",
+                "order": turned[self.order],
                 "label": _FLIP[self.label],
                 "p_a": None if self.p_a is None else 1.0 - self.p_a,
                 "logprobs": None if self.logprobs is None else (self.logprobs[1], self.logprobs[0]),
+                "scores": None if self.scores is None else (self.scores[1], self.scores[0]),
             }
         )
+
+
+class Member(Frozen):
+    """What one member of a panel said of a comparison; its votes are among the verdict's, under its name."""
+
+    name: str
+    label: Label
+    p_a: float | None = None
+    weight: float = 1.0
+    consistent: bool | None = None
+    why: str = ""
+    model: str = ""
+    """The name of the engine that it asked."""
+    family: str = ""
+    """That engine's family, to be held against the generator's."""
+
+    def flip(self) -> Member:
+        p = None if self.p_a is None else 1.0 - self.p_a
+        return self.model_copy(update={"label": _FLIP[self.label], "p_a": p})
 
 
 class Verdict(Frozen):
@@ -170,9 +202,13 @@ class Verdict(Frozen):
     p_a: float | None = None
     """Probability that a is better; None where the label is invalid or refused."""
     votes: tuple[Vote, ...] = ()
+    members: tuple[Member, ...] = ()
+    """For a panel: each member's own word, those that could not be read too."""
     consistent: bool | None = None
     """Whether each slot order alone gives the same label; None if one was asked or a vote is unreadable."""
     why: str = ""
+    usage: Usage = Usage()
+    """What the calls behind it cost when they were made; stored replies cost nothing again."""
 
     def flip(self) -> Verdict:
         """The verdict on the swapped comparison."""
@@ -181,8 +217,37 @@ class Verdict(Frozen):
                 "label": _FLIP[self.label],
                 "p_a": None if self.p_a is None else 1.0 - self.p_a,
                 "votes": tuple(v.flip() for v in self.votes),
+                "members": tuple(m.flip() for m in self.members),
             }
         )
+
+
+class Rating(Frozen):
+    """A judge's score of one reply under one principle."""
+
+    principle: str
+    label: Literal["scored", "invalid", "refused"] = "scored"
+    value: float | None = None
+    """On the scale of the judge; None unless the label is "scored"."""
+    distribution: tuple[float, ...] = ()
+    """Probability of each score from 1 to 10, where the judge gives one."""
+    member: str = ""
+    """The member of a panel that gave it."""
+    why: str = ""
+    fault: str = ""
+    """The engine's fault, if the call failed."""
+
+
+class Score(Frozen):
+    """A judge's score of one reply, from all its ratings."""
+
+    label: Literal["scored", "invalid", "refused"] = "scored"
+    value: float | None = None
+    """Pointwise judges: -1 (worst) to 1 (best). Reward models: their own, unbounded. None unless "scored"."""
+    ratings: tuple[Rating, ...] = ()
+    why: str = ""
+    usage: Usage = Usage()
+    """What the calls behind it cost when they were made."""
 
 
 class Preference(Frozen):

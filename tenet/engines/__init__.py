@@ -70,6 +70,9 @@ class Engine(Protocol):
     """Names model and weights: two engines with the same fingerprint answer alike."""
     has_choices: bool
     """Whether it can score `choices`; if not, a judge must read text verdicts."""
+    has_scores: bool
+    """Whether it is a reward model: its reply to a conversation is not a text but the score of the last turn,
+    written as Python writes a float, so that it reads back to the bit."""
     family: str
     """The model's family, such as "qwen3", to flag a judge of the generator's own kin."""
 

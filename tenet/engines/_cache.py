@@ -61,7 +61,7 @@ class CachedEngine:
         self, engine: Engine, calls: Calls, run: str, budget: Budget | None = None
     ) -> None:
         self.name, self.fingerprint = engine.name, engine.fingerprint
-        self.has_choices, self.family = engine.has_choices, engine.family
+        self.has_choices, self.has_scores, self.family = engine.has_choices, engine.has_scores, engine.family
         self.asked = 0
         """Requests that went to the engine."""
         self.reused = 0

@@ -99,7 +99,7 @@ class OpenAIEngine:
         self.name = f"openai:{s.model}"
         where = s.base_url.rstrip("/")
         self.fingerprint = f"openai:{where}:{s.model}:{canonical(s.extra)}:top{s.top_logprobs}"
-        self.has_choices = s.choices
+        self.has_choices, self.has_scores = s.choices, False
         # "Qwen/Qwen3-8B" is "qwen3": letters and the version that sticks to them.
         guess = re.match(r"[a-z]+\d*", s.model.rsplit("/", 1)[-1].lower())
         self.family = s.family or (guess[0] if guess else "")

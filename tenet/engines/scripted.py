@@ -22,20 +22,32 @@ class Settings(Frozen):
     """Seconds that every call takes."""
     choices: bool = True
     """Whether the script answers `choices`."""
+    scores: bool = False
+    """Whether the script plays a reward model: it says a number for a conversation."""
     version: str = "1"
     """Part of the fingerprint: change it when the script's answers change."""
+    family: str = "scripted"
+    """The family of models that the script plays."""
 
 
 class ScriptedEngine:
     """Calls a function for every request. Deterministic if the function is."""
 
     def __init__(
-        self, script: Script, *, name: str = "scripted", version: str = "1", delay: float = 0.0, choices: bool = True
+        self,
+        script: Script,
+        *,
+        name: str = "scripted",
+        version: str = "1",
+        delay: float = 0.0,
+        choices: bool = True,
+        scores: bool = False,
+        family: str = "scripted",
     ):
         self.name = name
         self.fingerprint = f"scripted:{name}:{version}"
-        self.has_choices = choices
-        self.family = "scripted"
+        self.has_choices, self.has_scores = choices and not scores, scores
+        self.family = family
         self.delay = delay
         self._script = script
         self.calls = 0
@@ -77,5 +89,6 @@ def build(settings: Settings) -> ScriptedEngine:
             f"no script {settings.script!r}: {error}", where="engine.script", fix="package.module:function"
         ) from None
     return ScriptedEngine(
-        script, name=settings.script, version=settings.version, delay=settings.delay, choices=settings.choices
-    )
+        script, name=settings.script, version=settings.version, delay=settings.delay, choices=settings.choices,
+        scores=settings.scores, family=settings.family,
+    )  # fmt: skip

@@ -51,7 +51,7 @@ class Settings(Frozen):
 class VllmEngine:
     """Serves one model. The first `generate`, or `start`, takes 20 seconds or more."""
 
-    has_choices = True
+    has_choices, has_scores = True, False
 
     def __init__(self, settings: Settings, pool: Pool, *, name: str, fingerprint: str, family: str):
         self.settings, self.pool = settings, pool
