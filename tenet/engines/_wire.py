@@ -103,6 +103,8 @@ def reply_of(said: JSON, request: Request) -> Reply:
         return Reply(fault="refused", detail=why, usage=usage)
     if request.choices:
         found, detail = score(request.choices, _top(scores))
+        if not found and text is None and not finish:  # a null answer, not a server without log-probabilities
+            raise Unreadable("the answer is null", usage)
         return (
             Reply(choice_logprobs=found, usage=usage, detail=detail)
             if found
