@@ -28,6 +28,8 @@ class Traits:
     """In how many orders a pair is shown; none where replies are scored one by one."""
     forms: frozenset[str]
     """The forms of its questions."""
+    alone: bool = False
+    """Whether replies are scored one by one too, as by members of a panel."""
 
     @property
     def by_text(self) -> bool:
@@ -116,7 +118,7 @@ def _nothing_written(evidence: Evidence, traits: Traits) -> Sequence[str]:
 
 
 def _inconsistent(evidence: Evidence, traits: Traits) -> Sequence[str]:
-    if traits.slots != "both":
+    if traits.slots != "both" or traits.alone:
         return []
     said = sum(verdict.consistent is not False for _, verdict in evidence.judged)
     return [f"{said} verdicts are not called inconsistent"] if said else []
@@ -148,7 +150,8 @@ def _both_placements(evidence: Evidence, traits: Traits) -> Sequence[str]:
 
 def _slot_bias(pair: Planted, traits: Traits) -> frozenset[Outcome]:
     found = {"both": {"tie"}, "one": {"right", "wrong"}, "none": {"right"}}
-    return frozenset(found[traits.slots])
+    # Members that see no slots may settle what the others leave open.
+    return frozenset(found[traits.slots] | ({"right"} if traits.alone else set()))
 
 
 def _half_read(pair: Planted, traits: Traits) -> frozenset[Outcome]:

@@ -83,7 +83,7 @@ def traits_of(subject: Subject, seen: Sequence[Asked]) -> Traits:
     if all(len(a.shown) == 1 for a in seen):
         return Traits("none", forms)
     orders = set(_orders(subject.judge)) or {"both"}
-    return Traits("both" if orders == {"both"} else "one", forms)
+    return Traits("both" if orders == {"both"} else "one", forms, any(len(a.shown) == 1 for a in seen))
 
 
 def _orders(settings: Any) -> list[str]:

@@ -43,20 +43,44 @@ def one(name: str, **judge: Any) -> Result:
     return certify({"kind": "pairwise", **judge}, [BY_NAME[name]]).results[0]
 
 
+PAIRWISE = {"kind": "pairwise"}
+STRICT = {"kind": "pairwise", "persona": "You are strict."}
+
+
 @pytest.mark.parametrize(
-    "settings",
+    "judge",
     [
-        {},
-        {"principles": "all", "labels": "hard", "quorum": 0.5},
-        {"read": "text"},
-        {"cot": True, "clamp": [0.4, 0.6], "samples": 2, "temperature": 1.0},
+        PAIRWISE,
+        {**PAIRWISE, "principles": "all", "labels": "hard", "quorum": 0.5},
+        {**PAIRWISE, "read": "text"},
+        {**PAIRWISE, "cot": True, "clamp": [0.4, 0.6], "samples": 2, "temperature": 1.0},
+        {"kind": "panel", "members": [PAIRWISE, STRICT, {"kind": "pairwise", "read": "text"}]},
     ],
-    ids=["logprobs", "ensemble", "text", "cot"],
+    ids=["logprobs", "ensemble", "text", "cot", "panel"],
 )
-def test_sound_judges_are_certified(settings: dict[str, Any]) -> None:
-    found = certify({"kind": "pairwise", **settings})
+def test_sound_judges_of_pairs_are_certified(judge: dict[str, Any]) -> None:
+    found = certify(judge)
     assert not found.failed, selftest.table(found)
-    assert found.verdict.startswith("certified: no label lost, flipped or invented in 29 cases")
+    assert found.verdict == "certified: no label lost, flipped or invented in 29 cases"
+
+
+@pytest.mark.parametrize(
+    "judge",
+    [{"kind": "pointwise"}, {"kind": "pointwise", "read": "text"}, {"kind": "reward_model"}],
+    ids=["pointwise", "text", "reward model"],
+)
+def test_sound_judges_of_single_replies_are_certified(judge: dict[str, Any]) -> None:
+    found = certify(judge)
+    assert not found.failed, selftest.table(found)
+    slots = next(r for r in found.results if r.name == "order-biased judge")
+    assert slots.why == ("replies are scored one by one: there are no slots",)
+
+
+def test_a_panel_of_both_sorts_is_certified() -> None:
+    members = [PAIRWISE, {"kind": "pointwise"}, {"kind": "reward_model", "model": "reward"}]
+    subject = Subject({"kind": "panel", "rule": "mean", "members": members}, RULES, ("text", "reward"))
+    found = asyncio.run(selftest.certify(subject, QUICK))
+    assert not found.failed, selftest.table(found)
 
 
 def test_every_fault_found_elsewhere_is_a_named_case() -> None:
