@@ -140,7 +140,7 @@ class Sieve:
 
     def passes(self, p: Preference) -> bool:
         """Whether a pair is exported; if not, why is counted."""
-        names = {v.principle for v in p.verdict.votes}
+        names = {v.principle for v in p.verdict.votes if v.principle}
         cap = self._keep.per_principle
         if self._keep.exactly is not None and self.kept >= self._keep.exactly:
             self.dropped["more than keep.exactly asked for"] += 1

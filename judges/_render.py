@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tenet.records import Message
+from tenet.records import Message, Prompt
 from tenet.templates import fence_safe, fill, load
 
 PAIRWISE = load("judges", "pairwise.txt")
@@ -34,3 +34,8 @@ def pairwise(messages: Sequence[Message], a: str, b: str, question: str, templat
 def pointwise(messages: Sequence[Message], reply: str, question: str) -> str:
     """The question how good one reply is, from 1 to 10."""
     return fill(POINTWISE, conversation=conversation(messages), reply=fence_safe(reply, TAGS), question=question)
+
+
+def shown(prompt: Prompt, *replies: str) -> tuple[str, ...]:
+    """The untrusted texts of a question: what repeats them is not the judge's own word."""
+    return (*replies, *(m.content for m in prompt.messages))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from tenet.engines import Reply
-from tenet.records import Label, Usage, Verdict, Vote
+from tenet.records import Label, Rating, Score, Usage, Verdict, Vote
 
 _MISSING = 0.01
 """So much probability may be out of sight: some endpoints tell only their likeliest tokens."""
@@ -98,3 +98,13 @@ def _consistent(means: list[dict[str, float]], tie: float) -> bool | None:
         return None
     labels = {label_of(math.fsum(m[order] for m in means) / len(means), tie) for order in ("ab", "ba")}
     return len(labels) == 1
+
+
+def mean_score(ratings: tuple[Rating, ...], quorum: float = 1.0) -> Score:
+    """One score from ratings: their mean, if at least `quorum` of them are readable."""
+    values = [r.value for r in ratings if r.value is not None]
+    if values and len(values) >= quorum * len(ratings):
+        return Score(value=math.fsum(values) / len(values), ratings=ratings)
+    bad = [r for r in ratings if r.value is None]
+    state = "refused" if any(r.label == "refused" for r in bad) else "invalid"
+    return Score(label=state, ratings=ratings, why=bad[0].why if bad else "no principle applies to this prompt")

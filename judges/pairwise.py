@@ -110,7 +110,8 @@ class PairwiseJudge:
         said = dict(zip(questions, rationales, strict=True)) if rationales else {}
         left = [q for q in questions if q not in votes]
         replies = await self._engine.generate([self._choice(comparison, key, q, _text(said.get(q))) for q in left])
-        votes |= {q: self._vote(q, reply, said.get(q)) for q, reply in zip(left, replies, strict=True)}
+        shown = _render.shown(comparison.prompt, comparison.a, comparison.b)
+        votes |= {q: self._vote(q, reply, said.get(q), shown) for q, reply in zip(left, replies, strict=True)}
         verdict = combine(tuple(votes[q] for q in questions), self.settings.tie, self.settings.quorum)
         return verdict.model_copy(update={"usage": cost([*rationales, *replies])})
 
@@ -183,14 +184,14 @@ class PairwiseJudge:
             said.append(Message(role="assistant", content=str(e.answer)))
         return tuple(said)
 
-    def _vote(self, q: Question, reply: Reply, rationale: Reply | None) -> Vote:
+    def _vote(self, q: Question, reply: Reply, rationale: Reply | None, shown: Sequence[str]) -> Vote:
         if (bad := failed(reply)) is not None:
-            label, why = bad
-            vote = _blank(q, label, why, reply.fault or "")
+            vote = _blank(q, *bad, reply.fault or "")
         else:
-            read = self._by_logprobs if self.settings.read == "logprobs" else self._by_text
             # Read as the slots were shown, then turned back to the comparison's own a and b.
-            vote = read(_blank(q, "invalid", "").model_copy(update={"order": "ab"}), reply)
+            blank = _blank(q, "invalid", "").model_copy(update={"order": "ab"})
+            by_odds = self.settings.read == "logprobs"
+            vote = self._by_logprobs(blank, reply) if by_odds else self._by_text(blank, reply, shown)
             vote = vote if q.order == "ab" else vote.flip()
         if rationale is None:
             return vote
@@ -210,8 +211,8 @@ class PairwiseJudge:
             p = min(max(p, self.settings.clamp[0]), self.settings.clamp[1])
         return blank.model_copy(update={"label": label_of(p), "p_a": p, "logprobs": (a, b)})
 
-    def _by_text(self, blank: Vote, reply: Reply) -> Vote:
-        label = _parse.verdict(reply.text)
+    def _by_text(self, blank: Vote, reply: Reply, shown: Sequence[str]) -> Vote:
+        label = _parse.verdict(reply.text, shown, reply.finish == "length")
         if label in ("invalid", "refused"):
             cut = "cut at max_tokens; " if reply.finish == "length" else ""
             return blank.model_copy(update={"label": label, "why": f"{cut}said {reply.text[:80]!r}"})
@@ -275,6 +276,10 @@ def _check(s: Settings) -> None:
             f"{list(s.clamp)} is not even-handed: a label would depend on the slots",
             where="judge.clamp", fix="bounds that add up to 1, such as [0.4, 0.6]",
         )  # fmt: skip
+    if s.clamp is not None and s.labels == "hard":
+        raise SettingsError(
+            "hard labels are 0 or 1; a clamp takes that back", where="judge.clamp", fix="labels: soft, or no clamp"
+        )
     if s.samples > 1 and not (s.cot or s.read == "text"):
         raise SettingsError(
             "log-probabilities without a rationale are the same in every sample",

@@ -35,6 +35,8 @@ def _schemas() -> dict[str, Any]:
         [
             ("principle", pa.string()), ("order", pa.string()), ("label", pa.string()),
             ("p_a", pa.float64()), ("logprob_a", pa.float64()), ("logprob_b", pa.float64()),
+            ("score_a", pa.float64()), ("score_b", pa.float64()), ("member", pa.string()),
+            ("sample", pa.int64()), ("rationale", pa.string()),
         ]
     )  # fmt: skip
     pair = [("prompt", turn), ("chosen", turn), ("rejected", turn), ("p_chosen", pa.float64())]
@@ -99,7 +101,7 @@ def preference_row(p: Preference, system: str) -> dict[str, Any]:
         "prompt_id": c.prompt.id,
         "chosen_from": froms[0],
         "rejected_from": froms[1],
-        "principles": list(dict.fromkeys(v.principle for v in p.verdict.votes)),
+        "principles": list(dict.fromkeys(v.principle for v in p.verdict.votes if v.principle)),
         "consistent": p.verdict.consistent,
         "chosen_slot": p.chosen,
         "votes": [
@@ -107,6 +109,9 @@ def preference_row(p: Preference, system: str) -> dict[str, Any]:
                 "principle": v.principle, "order": v.order, "label": v.label, "p_a": v.p_a,
                 "logprob_a": _finite(v.logprobs, 0),
                 "logprob_b": _finite(v.logprobs, 1),
+                "score_a": v.scores[0] if v.scores else None,
+                "score_b": v.scores[1] if v.scores else None,
+                "member": v.member, "sample": v.sample, "rationale": v.rationale,
             }
             for v in p.verdict.votes
         ],
@@ -206,6 +211,10 @@ def card(plan: Plan, manifest: Mapping[str, Any]) -> str:
     c = plan.constitution
     rules = "\n".join(f"- `{p.id}` {p.title or p.choose}" for p in c.principles[:40])
     judge = ", ".join(f"{k}: {v}" for k, v in plan.recipe.judge.items())
+    judged_by = manifest["judge_engines"]
+    kin = sorted({e["family"] for e in judged_by if e["writes_too"]})
+    named = ", ".join(e["name"] for e in judged_by)
+    flag = f"\n\n**The judge is of a writer's family** ({', '.join(kin)}): models tend to prefer their kin."
     votes = manifest["agreement"]
     drops = "\n".join(
         f"| {unit} | {stage} | {reason} | {n} |"
@@ -234,8 +243,8 @@ No label here comes from a person: `p_chosen` is what a model judged, and every 
 
 {rules}
 
-**Judge** {judge}; engine {manifest["judge_engine"]}. A constitution means what its judge makes of it: the two
-are the labels' provenance together.
+**Judge** {judge}; engine {named}. A constitution means what its judge makes of it: the two
+are the labels' provenance together.{flag if kin else ""}
 
 **Both slot orders agree** on {_share(votes["consistent"], votes["both_orders"])} of pairs judged in both
 (rule: each order alone, averaged over the principles, gives the same label; n = {votes["both_orders"]}).

@@ -17,7 +17,7 @@ from constitution import Constitution
 from judges import Judge
 from judges.pairs_file import LabelledPair
 from judges.pairwise import CUT
-from service.recipe import Limits, Models, Recipe, build_engines, check_judge, load_constitution, read_models
+from service.recipe import Limits, Models, Recipe, build_engines, check_judge, judge_doc, load_constitution, read_models
 from tenet.engines import Engine
 from tenet.engines._cache import Budget, CachedEngine
 from tenet.errors import TenetError, TooManyFailures
@@ -70,7 +70,7 @@ def open_config(path: Path, overrides: Iterable[str] = ()) -> JudgePlan:
     config = assemble(Config, doc.without(*others) if isinstance(doc.data, dict) else doc)
     models = read_models(doc, path.parent)
     rules = load_constitution(config.constitution, path.parent)
-    check_judge(doc, "judge", config.judge, models, rules)
+    check_judge(judge_doc(doc, config.judge), models, rules)
     return JudgePlan(config, rules, models, str(path))
 
 

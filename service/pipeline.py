@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -28,6 +28,7 @@ from tenet.records import (
     Preference,
     Prompt,
     Response,
+    Score,
     Verdict,
     canonical,
     may_pass,
@@ -54,6 +55,14 @@ class Judged(Frozen):
     verdict: Verdict
 
 
+class Scored(Frozen):
+    """A reply's score, where pairs are made by score."""
+
+    key: str
+    sample: int
+    score: Score
+
+
 class Window(NamedTuple):
     """Which rows of the prompts' file a run works on."""
 
@@ -70,6 +79,7 @@ class Window(NamedTuple):
 
 
 EVERYTHING = Window()
+_UNREADABLE = ("invalid verdict", "refused verdict", "invalid score", "refused score")
 
 
 @dataclass
@@ -102,9 +112,13 @@ class Pipeline:
     ) -> None:
         self.plan, self.tally = plan, Tally()
         self._engines, self._rows, self._watch = engines, rows, watch
-        self._judge: Judge = judges.open_judge(
-            dict(plan.recipe.judge), engines, plan.constitution, plan.recipe.seed
-        )
+        recipe = plan.recipe
+        self._judge: Judge = judges.open_judge(dict(recipe.judge), engines, plan.constitution, recipe.seed)
+        self._scorers = {
+            i: judges.open_scorer(dict(p.scorer or recipe.judge), engines, plan.constitution, recipe.seed)
+            for i, p in enumerate(recipe.pairs)
+            if p.kind == "best_of"
+        }
         # The caps are the same whatever the order, so they can be counted while chains end in any order.
         self._sieve = filters.Sieve(plan.recipe.keep.model_copy(update={"exactly": None}))
         self._stop = False
@@ -196,7 +210,7 @@ class Pipeline:
         if not outcome.preferences:
             last = next(r for _, r in reversed(chain) if isinstance(r, Dropped))
             tally.drops[last.reason] += 1
-            tally.failed += outcome.retry or last.reason in ("invalid verdict", "refused verdict")
+            tally.failed += outcome.retry or last.reason in _UNREADABLE
         self._watch(tally)
         most = self.plan.recipe.limits.max_failures
         # Twenty prompts must have been tried: one bad first row is not a bad run.
@@ -231,9 +245,22 @@ class Pipeline:
         # A reply whose revision failed stays as it was before; no pair may take it for revised.
         whole = [c for c, d in tracks if c is not None and d is None]
         made: list[tuple[str, Comparison]] = []
-        for settings in recipe.pairs:
-            usable = candidates if settings.kind == "samples" and settings.of == "first" else whole
-            made += pairs.pairs(prompt, usable, settings, recipe.seed)
+        unmade = 0
+        for i, settings in enumerate(recipe.pairs):
+            usable = candidates if settings.kind != "initial_vs_revision" and settings.of == "first" else whole
+            if settings.kind != "best_of":
+                made += pairs.pairs(prompt, usable, settings, recipe.seed)
+                continue
+            scored = await self._score(prompt, usable, i)
+            chain += [("score", s) for s in scored]
+            drops += [_unscored(prompt, s) for s in scored if s.score.value is None]
+            values = [s.score.value for s in scored]
+            for key, pair in pairs.best_of(prompt, usable, values, settings, recipe.seed):
+                if isinstance(pair, Comparison):
+                    made.append((key, pair))
+                else:
+                    drops.append(pair)
+                    unmade += 1
         ends = await asyncio.gather(*(self._settle(key, c) for key, c in made))
         kept = 0
         for judged, end in ends:
@@ -247,7 +274,14 @@ class Pipeline:
         retry = any(d.retry for d in drops)
         if not kept:
             chain.append(("dropped", _why_nothing(prompt, drops)))
-        return [*chain, ("outcome", Outcome(preferences=kept, comparisons=len(made), retry=retry))]
+        return [*chain, ("outcome", Outcome(preferences=kept, comparisons=len(made) + unmade, retry=retry))]
+
+    async def _score(self, prompt: Prompt, candidates: Sequence[Candidate], which: int) -> list[Scored]:
+        """The candidates' scores for the recipe's pairs number `which`."""
+        settings, scorer = self.plan.recipe.pairs[which], self._scorers[which]
+        key = f"best of {settings.of}"
+        scores = await asyncio.gather(*(scorer.score(prompt, pairs.text_of(c, settings), key) for c in candidates))
+        return [Scored(key=key, sample=c.response.index, score=s) for c, s in zip(candidates, scores, strict=True)]
 
     async def _track(self, prompt: Prompt, index: int) -> tuple[Candidate | None, Dropped | None]:
         """One sample with its rounds: what there is of it, and why it stopped short if it did."""
@@ -286,6 +320,16 @@ class Pipeline:
         if p - 0.5 < keep.margin:
             return judged, drop("keep", f"margin below {keep.margin:g}")
         return judged, Preference(comparison=c, verdict=verdict, chosen=verdict.label, p_chosen=p)
+
+
+def _unscored(prompt: Prompt, scored: Scored) -> Dropped:
+    """A reply that takes no part in pairs by score, since its score cannot be read."""
+    score = scored.score
+    return Dropped(
+        prompt_id=prompt.id, unit="reply", stage="score", reason=f"{score.label} score",
+        detail=f"sample {scored.sample}: {score.why}"[:300],
+        retry=any(r.fault and may_pass(r.fault) for r in score.ratings),
+    )  # fmt: skip
 
 
 def _why_nothing(prompt: Prompt, drops: list[Dropped]) -> Dropped:

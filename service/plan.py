@@ -13,7 +13,7 @@ from service.pipeline import Window
 from service.recipe import Plan
 from tenet.engines import Engine, Request
 from tenet.engines._unasked import Unasked
-from tenet.records import Candidate, Message, Prompt, Response, Revision
+from tenet.records import Candidate, Comparison, Message, Prompt, Response, Revision
 
 _CHARS_PER_TOKEN = 4
 """A rule of thumb for English; the plan is an estimate and says so."""
@@ -88,8 +88,17 @@ def _walk(plan: Plan, prompt: Prompt) -> list[Ask]:
     unasked: dict[str, Engine] = {name: Unasked() for name in plan.models}
     judge = judges.open_judge(dict(recipe.judge), unasked, plan.constitution, recipe.seed)
     for settings in recipe.pairs:
-        for key, comparison in pairs.pairs(prompt, candidates, settings, recipe.seed):
-            asked += judge.asks(comparison, key)
+        if settings.kind != "best_of":
+            for key, comparison in pairs.pairs(prompt, candidates, settings, recipe.seed):
+                asked += judge.asks(comparison, key)
+            continue
+        given = dict(settings.scorer or recipe.judge)
+        scorer = judges.open_scorer(given, unasked, plan.constitution, recipe.seed)
+        for c in candidates:
+            asked += scorer.score_asks(prompt, pairs.text_of(c, settings), f"best of {settings.of}")
+        made_up = list(range(len(candidates)))
+        for key, pair in pairs.best_of(prompt, candidates, made_up, settings, recipe.seed):
+            asked += judge.asks(pair, key) if isinstance(pair, Comparison) else []
     return asked
 
 

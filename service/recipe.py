@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -105,8 +105,11 @@ class Plan:
         return {**data, "keep": keep, "models": models, "constitution_hash": self.constitution.hash}
 
     @property
-    def judge_model(self) -> str:
-        return str(self.recipe.judge.get("model") or next(iter(self.models)))
+    def writers(self) -> set[str]:
+        """Names of the models whose replies are compared."""
+        first, respond, revise = next(iter(self.models)), self.recipe.respond, self.recipe.revise
+        names = set(respond.pool) or {respond.model or first}
+        return names | {revise.model} if revise.rounds and revise.model else names
 
     def build_engines(self) -> dict[str, Engine]:
         """Engines by model name; a wrong model path ends here."""
@@ -131,7 +134,8 @@ def open_recipe(path: Path, overrides: Iterable[str] = (), out: str | None = Non
         if recipe.revise.critique:
             stages.append("critique")
     require(rules, stages)
-    check_judge(doc, "judge", recipe.judge, models, rules)
+    check_judge(judge_doc(doc, recipe.judge), models, rules)
+    _check_scorers(doc, recipe, models, rules)
     for name in (out, recipe.out, f"runs/{path.stem}"):
         if name:
             return Plan(recipe, rules, models, Path(name), str(path))
@@ -173,17 +177,39 @@ def load_constitution(name: str, base: Path) -> Constitution:
     return constitution.load(base / name if "/" in name or name.endswith((".yaml", ".yml")) else name)
 
 
-def check_judge(doc: Document, key: str, given: dict[str, Any], models: Models, rules: Constitution) -> None:
-    """SettingsError, with file and line, if a judge's settings are wrong or do not fit models and constitution."""
-    part = doc.sub(key) if key in doc.data else Document(dict(given), key)
+def judge_doc(doc: Document, given: dict[str, Any]) -> Document:
+    """A judge's settings under `judge`, or those that stand where the file has none."""
+    return doc.sub("judge") if "judge" in doc.data else Document(dict(given), "judge")
+
+
+def check_judge(part: Document, models: Models, rules: Constitution, scores: bool = False) -> None:
+    """SettingsError, with file and line, if a judge's settings are wrong or do not fit models and constitution, or
+    if it gives no scores of single replies where those are wanted."""
     unasked: dict[str, Engine] = {name: Unasked() for name in models}
     try:
-        judges.open_judge(part, unasked, rules)
+        (judges.open_scorer if scores else judges.open_judge)(part, unasked, rules)
     except SettingsError as error:
         if not re.fullmatch(r"judge(\.\w+)+", error.where):
             raise
         place = part.place(error.where.removeprefix("judge."))
         raise SettingsError(error.what, where=place, fix=error.fix) from None
+
+
+def _check_scorers(doc: Document, recipe: Recipe, models: Models, rules: Constitution) -> None:
+    """Pairs by score need a judge that scores: their own, or the recipe's."""
+    for i, pair in enumerate(recipe.pairs):
+        if pair.kind != "best_of":
+            continue
+        if pair.scorer:
+            at = doc.sub("pairs")
+            own = replace(at, data=at.data[i]["scorer"], prefix=(*at.prefix, i, "scorer"))
+            check_judge(own, models, rules, scores=True)
+            continue
+        try:
+            check_judge(judge_doc(doc, recipe.judge), models, rules, scores=True)
+        except SettingsError as error:
+            where = doc.place(f"pairs.{i}.kind")
+            raise SettingsError(f"best_of: {error.what}", where=where, fix="scorer: {kind: pointwise}") from None
 
 
 def _check_names(recipe: Recipe, doc: Document, models: dict[str, Any]) -> None:
@@ -198,9 +224,9 @@ def _check_names(recipe: Recipe, doc: Document, models: dict[str, Any]) -> None:
             raise SettingsError(f"there is no model {name!r}", where=doc.place(field), fix=closest(str(name), models))
     if recipe.pairs and recipe.respond.samples < 2:
         for i, pair in enumerate(recipe.pairs):
-            if pair.kind == "samples":
+            if pair.kind != "initial_vs_revision":
                 raise SettingsError(
-                    "pairs of samples need at least two samples",
+                    f"pairs of {pair.kind} need at least two samples",
                     where=doc.place(f"pairs.{i}.kind"),
                     fix="respond.samples: 2, or pairs of kind initial_vs_revision",
                 )

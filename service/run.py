@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import judges
 import tenet
 from generators import prompts
 from service import export
@@ -89,6 +90,8 @@ async def execute(
     hooks = hooks or Hooks()
     built = plan.build_engines() if engines is None else engines
     try:
+        # What an engine cannot give is found before it takes half a minute to start.
+        judges.open_judge(dict(plan.recipe.judge), built, plan.constitution, plan.recipe.seed)
         hooks.stage("reading the prompts")
         census = await asyncio.to_thread(prompts.check, plan.recipe.prompts)
         with open_rows(plan) as rows, Calls(plan.folder.parent / "calls.sqlite") as calls:
@@ -194,7 +197,7 @@ def _finish(
         "constitution": {"hash": plan.constitution.hash, **plan.constitution.model_dump(mode="json")},
         "principle_hashes": {p.id: p.hash for p in plan.constitution.principles},
         "engines": {n: {"name": e.name, "fingerprint": e.fingerprint} for n, e in engines.items()},
-        "judge_engine": engines[plan.judge_model].name,
+        "judge_engines": _judges(plan, engines),
         "window": {"limit": window.limit, "shard": list(window.shard)},
         "versions": versions(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -203,6 +206,16 @@ def _finish(
     # The manifest is written last, so its existence means that everything else is there.
     _replace(plan.folder / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
     return manifest
+
+
+def _judges(plan: Plan, engines: dict[str, CachedEngine]) -> list[dict[str, Any]]:
+    """The engines that judged, each with whether it is of a family that wrote the replies: judges favour their kin."""
+    judge = judges.open_judge(dict(plan.recipe.judge), engines, plan.constitution, plan.recipe.seed)
+    families = {engines[name].family for name in plan.writers} - {"", "unknown"}
+    return [
+        {"name": e.name, "family": e.family, "writes_too": e.family in families}
+        for e in {id(e): e for e in judge.engines}.values()
+    ]
 
 
 def account(rows: Rows) -> dict[str, Any]:
@@ -249,7 +262,7 @@ def _agree(agreement: Counter[str], record: dict[str, Any]) -> None:
     agreement["both_orders"] += verdict.consistent is not None
     agreement["consistent"] += bool(verdict.consistent)
     for vote in verdict.votes:
-        if vote.label in ("A", "B"):
+        if vote.order is not None and vote.label in ("A", "B"):
             agreement["readable_votes"] += 1
             agreement["first_slot"] += (vote.label == "A") == (vote.order == "ab")
     if "chosen" in record:

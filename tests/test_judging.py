@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,16 @@ import pytest
 from typer.testing import CliRunner
 
 from judges import pairs_file
-from nano import tasks
-from service import judging
+from nano import tasks, world
+from service import judging, run
+from service import plan as plans
+from service import recipe as recipes
 from service.cli import app
-from tenet.engines import Reply, Request
+from service.pipeline import Window
+from tenet.engines import Engine, Reply, Request
 from tenet.engines.scripted import ScriptedEngine
 from tenet.errors import InputError, SettingsError, TooManyFailures
+from tenet.ledger import Rows
 from tests import oracle_script
 
 CONFIG = """
@@ -169,3 +174,153 @@ def test_an_engine_that_cannot_serve_the_judge_is_refused_before_it_starts(tmp_p
         asyncio.run(run())
     assert pairs.exists()
     assert not (tmp_path / "calls.sqlite").exists()
+
+
+# -- each kind in `tenet generate` -------------------------------------------------------------------
+
+RECIPE = """
+prompts: {path: prompts.jsonl}
+constitution: nano
+models:
+  m: {kind: scripted, script: "tests.oracle_script:play"}
+  rm: {kind: scripted, script: "tests.oracle_script:play", scores: true}
+revise: {rounds: 0}
+"""
+
+
+def plays(request: Request) -> Reply | str:
+    """The oracle, which also scores single replies: ten for no fault, one less for each."""
+    last = request.messages[-1]
+    if last.role == "assistant":
+        return repr(-float(len(world.faults(last.content, set(world.AVOID)))))
+    if len(request.choices) == 10:
+        reply = last.content.split("<reply>\n")[1].split("\n</reply>")[0]
+        faults = len(world.faults(reply, set(world.AVOID)))
+        return Reply(choice_logprobs=tuple(0.0 if i == 10 - faults else -math.inf for i in range(1, 11)))
+    if last.content.endswith("First say what you see in each reply."):
+        return "There are two replies."
+    if last.content.startswith("Options: A or B."):  # the choice behind a rationale: look at the question before it
+        return oracle_script.play(request.model_copy(update={"messages": request.messages[:-2]}))
+    return oracle_script.play(request)
+
+
+def generate(folder: Path, script: Any = plays, dry: bool = False, out: str = "run", **settings: Any) -> Any:
+    lines = (Path(__file__).parent.parent / "service/demo_files/prompts.jsonl").read_text().splitlines()[:20]
+    (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n")
+    settings = {"respond": {"samples": 4}, "limits": {"max_failures": 1.0}, **settings}
+    (folder / "recipe.yaml").write_text(RECIPE + "".join(f"{k}: {json.dumps(v)}\n" for k, v in settings.items()))
+    plan = recipes.open_recipe(folder / "recipe.yaml", [], str(folder / "runs" / out))
+    if dry:
+        return plans.describe(plan, Window())
+    engines: dict[str, Engine] = {
+        "m": ScriptedEngine(script, name="m"), "rm": ScriptedEngine(script, name="rm", scores=True, family="other"),
+    }  # fmt: skip
+    return asyncio.run(run.execute(plan, engines=engines))
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "pairwise": {"kind": "pairwise", "principles": 2},
+    "chain of thought": {"kind": "pairwise", "cot": True},
+    "pointwise": {"kind": "pointwise", "principles": 2},
+    "panel": {"kind": "panel", "members": [{"kind": "pairwise"}, {"kind": "reward_model", "model": "rm"}]},
+    "reward model": {"kind": "reward_model", "model": "rm"},
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_each_kind_judges_in_generate_and_the_plan_counts_its_calls(tmp_path: Path, name: str) -> None:
+    described = generate(tmp_path, dry=True, judge=KINDS[name])
+    expected = sum(s.calls for s in described.stages)
+    manifest = generate(tmp_path, judge=KINDS[name])
+    assert manifest["state"] == "whole"
+    assert manifest["pairs"]["exported"] > 0
+    judged = manifest["asked"] + manifest["reused"]
+    # Identical replies make no pair, and a judge that asks for a rationale of a fault gets none.
+    assert 0.7 * expected <= judged <= expected
+    rows = (tmp_path / "runs/run/data/preference.jsonl").read_text().splitlines()
+    assert all(json.loads(row)["p_chosen"] > 0.5 for row in rows)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_each_kind_judges_a_file_of_pairs(tmp_path: Path, name: str) -> None:
+    models = 'models:\n  m: {kind: scripted, script: "tests.test_judging:plays"}\n'
+    models += '  rm: {kind: scripted, script: "tests.test_judging:plays", scores: true}\n'
+    write(tmp_path, config="constitution: nano\n" + models + f"judge: {json.dumps(KINDS[name])}\n")
+    _, rows = run_command(tmp_path)
+    assert len(rows) == 30
+    assert {r["verdict"] for r in rows} <= {"A", "B", "tie"}
+
+
+def test_the_card_flags_a_judge_of_the_writers_own_family(tmp_path: Path) -> None:
+    own = generate(tmp_path, judge=KINDS["panel"])
+    assert [(e["name"], e["writes_too"]) for e in own["judge_engines"]] == [("m", True), ("rm", False)]
+    assert "of a writer's family** (scripted)" in (tmp_path / "runs/run/README.md").read_text()
+    other = generate(tmp_path, out="other", judge=KINDS["reward model"])
+    assert [e["writes_too"] for e in other["judge_engines"]] == [False]
+    assert "writer's family" not in (tmp_path / "runs/other/README.md").read_text()
+
+
+# -- pairs by score ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scorer", [{}, {"kind": "reward_model", "model": "rm"}], ids=["the judge", "its own scorer"])
+def test_best_of_compares_the_best_and_the_worst(tmp_path: Path, scorer: dict[str, Any]) -> None:
+    pairs = [{"kind": "best_of", "scorer": scorer}]
+    manifest = generate(tmp_path, judge=KINDS["pointwise"], pairs=pairs)
+    made = manifest["drops"]["pair"]["pairs"]["equal best and worst scores"] + manifest["pairs"]["preferences"]
+    assert made == 20 == manifest["pairs"]["made"]
+    with Rows(tmp_path / "runs/run", readonly=True) as rows:
+        said: dict[int, list[int]] = {}
+        for r in rows.iterate("candidate"):
+            text = json.loads(r.record)["response"]["text"]
+            said.setdefault(r.ordinal, []).append(len(world.faults(text, set(world.AVOID))))
+        kept = {r.ordinal: json.loads(r.record) for r in rows.iterate("preference")}
+    for ordinal, record in kept.items():
+        c = record["comparison"]
+        found = sorted(len(world.faults(c[side], set(world.AVOID))) for side in "ab")
+        assert found == [min(said[ordinal]), max(said[ordinal])]
+    assert {o for o, counts in said.items() if min(counts) < max(counts)} == set(kept)
+
+
+def test_a_reply_without_a_score_takes_no_part_and_is_counted(tmp_path: Path) -> None:
+    n = 0
+
+    def patchy(request: Request) -> Reply | str:
+        nonlocal n
+        n += len(request.choices) == 10
+        if len(request.choices) == 10 and n % 2:
+            return Reply(choice_logprobs=(math.nan,) * 10)
+        return plays(request)
+
+    scorer = {"kind": "pointwise", "model": "m"}
+    pairs, one = [{"kind": "best_of", "scorer": scorer}], {"in_flight": 1, "max_failures": 1.0}
+    manifest = generate(tmp_path, patchy, judge=KINDS["reward model"], pairs=pairs, limits=one)
+    assert manifest["drops"]["reply"]["score"] == {"invalid score": 40}
+    (tmp_path / "deaf").mkdir()  # a workspace of its own, without the stored replies
+    refuses = {"judge": KINDS["reward model"], "pairs": pairs}
+    deaf = generate(tmp_path / "deaf", lambda r: Reply(fault="refused") if r.choices else plays(r), **refuses)
+    assert deaf["drops"]["reply"]["score"] == {"refused score": 80}
+    assert deaf["drops"]["pair"]["pairs"] == {"too few scored replies": 20}
+    assert deaf["pairs"]["exported"] == 0
+
+
+def test_the_plan_counts_the_calls_of_a_scorer(tmp_path: Path) -> None:
+    pairs = [{"kind": "best_of", "scorer": {"kind": "pointwise", "principles": 3}}]
+    described = generate(tmp_path, dry=True, pairs=pairs, judge=KINDS["pairwise"])
+    calls = {s.name: s.calls for s in described.stages}
+    assert calls == {"respond": 80, "score": 20 * 4 * 3, "judge": 20 * 2 * 2}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"pairs": [{"kind": "best_of"}]}, r"pairs\.0\.kind: best_of: a judge of kind 'pairwise' gives no scores"),
+        ({"pairs": [{"kind": "best_of", "scorer": {"kind": "pairwise"}}]}, r"scorer"),
+        ({"pairs": [{"kind": "best_of", "scorer": {"kind": "pointwise", "model": "x"}}]}, "no model 'x'"),
+        ({"pairs": [{"kind": "samples", "scorer": {"kind": "pointwise"}}]}, "leave scorer out"),
+        ({"pairs": [{"kind": "best_of", "scorer": {"kind": "pointwise"}}], "respond": {"samples": 1}}, "two samples"),
+    ],
+)
+def test_best_of_without_scores_is_refused_before_the_first_call(tmp_path: Path, settings: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        generate(tmp_path, dry=True, **{"judge": {"kind": "pairwise"}, **settings})
