@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from pydantic import Field
 
-from judges import _annotated
-from tenet import conversations, files
+from judges._table import Table
+from tenet import conversations
 from tenet.errors import DataError
 from tenet.files import Malformed, kind_of
 from tenet.records import Comparison, Frozen, HumanLabel, Label, Message, Prompt, seed_of
@@ -20,7 +17,6 @@ from tenet.records import Comparison, Frozen, HumanLabel, Label, Message, Prompt
 Choice = Literal["A", "B", "tie"]
 _EXAMPLE = 'a row is {"prompt": …, "a": …, "b": …} or {"prompt": …, "chosen": …, "rejected": …}'
 _RATER = "human"
-csv.field_size_limit(1 << 27)
 
 
 class LabelledPair(Frozen):
@@ -53,12 +49,10 @@ def read(path: str | Path) -> Iterator[LabelledPair]:
     """
     seen: dict[str, int] = {}
     copies: dict[str, int] = {}
-    source = _Source(str(path))
-    empty = True
-    for number, value in source.rows():
-        empty = False
+    source = Table(str(path))
+    for number, value in source.rows("pairs", _EXAMPLE):
         try:
-            pair = _pair(source.decode(value), number)
+            pair = _pair(source.decode(value, _EXAMPLE), number)
         except Malformed as stop:
             raise stop.at(source.place(number)) from None
         if pair.id != pair.comparison.id and pair.id in seen:
@@ -69,85 +63,6 @@ def read(path: str | Path) -> Iterator[LabelledPair]:
             pair = pair.model_copy(update={"id": f"{pair.id}#{copies[pair.id]}"})
         seen[pair.id] = number
         yield pair
-    if empty:
-        raise DataError("holds no pairs", where=source.path, fix=_EXAMPLE)
-
-
-class _Source:
-    """A file's rows as plain objects, and how errors name them."""
-
-    def __init__(self, path: str) -> None:
-        self.path, self._file = path, Path(path)
-        files.check_exists(path, self._file, "pairs")
-        suffixes = [s.lower() for s in self._file.suffixes if s.lower() != ".gz"]
-        self._suffix = suffixes[-1] if suffixes else ""
-        self.word = "line" if self._suffix not in (".parquet", ".pq", ".json") else "row"
-
-    def place(self, number: int) -> str:
-        return f"{self.path}, {self.word} {number}"
-
-    def rows(self) -> files.Rows:
-        if self._suffix in (".parquet", ".pq"):
-            return files.parquet(self.path, self._file, lambda names: names)
-        if self._suffix in (".csv", ".tsv"):
-            return self._csv("\t" if self._suffix == ".tsv" else ",")
-        if self._suffix == ".json":
-            return self._json()
-        return files.lines(self.path, self._file)
-
-    def decode(self, value: Any) -> dict[str, Any]:
-        if isinstance(value, bytes):
-            return files.json_object(value)
-        if not isinstance(value, dict):
-            raise Malformed("not an object", f"is {kind_of(value)}, not an object", _EXAMPLE)
-        row = cast(dict[str, Any], value)
-        return _annotated.row(**row) if row.keys() == {"raw", "raters"} else row
-
-    def _csv(self, delimiter: str) -> files.Rows:
-        try:
-            text = files.text_of(files.read_bytes(self.path, self._file))
-            reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-            for row in reader:
-                if None in row or None in row.values():
-                    what = "has more or fewer fields than the header"
-                    raise DataError(what, where=self.place(reader.line_num), fix="put texts with commas in quotes")
-                yield reader.line_num, _nested({k: v for k, v in row.items() if v or k in ("prompt", "a", "b")})
-        except Malformed as stop:
-            raise stop.at(self.path) from None
-        except csv.Error as e:
-            raise DataError(f"is not CSV: {e}", where=self.path, fix="put texts in double quotes") from None
-
-    def _json(self) -> files.Rows:
-        """A list of rows, annotated pairs, or after all one object a line."""
-        raw = files.read_bytes(self.path, self._file)
-        try:
-            document = json.loads(files.text_of(raw))
-        except (ValueError, RecursionError):
-            self.word = "line"
-            return files.lines(self.path, self._file)
-        except Malformed as stop:
-            raise stop.at(self.path) from None
-        if isinstance(document, list):
-            return iter(enumerate(cast(list[Any], document), 1))
-        whole = cast(dict[str, Any], document) if isinstance(document, dict) else {}
-        if not _annotated.is_annotated(whole):
-            return iter([(1, cast(Any, document))])
-        try:
-            return iter(list(_annotated.rows(whole)))
-        except Malformed as stop:
-            raise stop.at(self.path) from None
-
-
-def _nested(row: dict[str, Any]) -> dict[str, Any]:
-    """Columns `labels.NAME` and `slices.NAME` as objects."""
-    made: dict[str, Any] = {}
-    for key, value in row.items():
-        group, dot, name = key.partition(".")
-        if dot and group in ("labels", "slices"):
-            made.setdefault(group, {})[name] = value
-        else:
-            made[key] = value
-    return made
 
 
 def _pair(row: dict[str, Any], number: int) -> LabelledPair:

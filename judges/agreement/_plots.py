@@ -1,0 +1,180 @@
+"""The report's drawings, as SVG text; the same figures give the same bytes."""
+
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+MOST = 6
+"""Judges drawn apart; more would not be read."""
+_INK, _SOFT, _GRID = "#1d2126", "#6a737d", "#d8dde3"
+_COLOURS = ("#1f5f8b", "#c2571a", "#2f7d4f", "#8a4f9e", "#a8871d", "#4b5563")
+_STYLE = {
+    "font.size": 10, "axes.edgecolor": _GRID, "axes.labelcolor": _INK, "text.color": _INK, "xtick.color": _SOFT,
+    "ytick.color": _INK, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "tenet",
+    "svg.fonttype": "path", "figure.dpi": 100,
+}  # fmt: skip
+Named = Sequence[tuple[str, dict[str, Any]]]
+
+
+def drawn(draw: Callable[[Any], None], width: float, height: float, panels: int = 1) -> str:
+    """SVG of a figure whose axes `draw` fills in: one Axes, or a list of several side by side."""
+    matplotlib: Any = import_module("matplotlib")
+    figures: Any = import_module("matplotlib.figure")
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # A name in a script that the font lacks is drawn as boxes; the tables hold it in full.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        # A Figure of its own, not pyplot's: nothing global stays behind, and no display is looked for.
+        figure = figures.Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(1, panels, squeeze=False)[0]
+        draw(axes[0] if panels == 1 else list(axes))
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()
+
+
+def agreement(judges: Named, ceilings: dict[str, float], baselines: dict[str, float]) -> str:
+    """Accuracy with its interval, beside what people reach and what trivial judges reach."""
+
+    def draw(axes: Any) -> None:
+        for i, (_, judge) in enumerate(judges):
+            a = judge["accuracy"]
+            colour = _COLOURS[i % len(_COLOURS)]
+            if a["low"] is not None:
+                axes.plot([a["low"], a["high"]], [i, i], color=colour, linewidth=2.5, solid_capstyle="round")
+            axes.plot(a["value"], i, "o", color=colour, markersize=7)
+            axes.annotate(f"{a['value']:.3f}", (a["value"], i), (0, 8), textcoords="offset points", ha="center")
+        for (name, x), style in zip(ceilings.items(), ("-", "--"), strict=False):
+            axes.axvline(x, color="#2f7d4f", linewidth=1.3, linestyle=style, label=f"{name}, {x:.3f}")
+        for (name, x), style in zip(baselines.items(), (":", "-.", (0, (1, 3))), strict=False):
+            axes.axvline(x, color=_SOFT, linewidth=1.2, linestyle=style, label=f"{name}, {x:.3f}")
+        _rows(axes, [short(name) for name, _ in judges])
+        axes.set_xlim(0, 1.02)
+        axes.set_xlabel("accuracy, with 95% interval")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, frameon=False, fontsize=9)
+
+    return drawn(draw, 8.4, 1.5 + 0.55 * len(judges))
+
+
+def confusion(judges: Named) -> str:
+    """Gold labels (rows) against verdicts (columns), shares of the row."""
+
+    def draw(axes: Any) -> None:
+        for i, (panel, (name, judge)) in enumerate(zip(_listed(axes), judges, strict=True)):
+            table = judge["confusion"]
+            golds = list(table)
+            verdicts = [v for v in next(iter(table.values())) if v in golds or any(table[g][v] for g in golds)]
+            sums = {g: sum(table[g].values()) for g in golds}
+            shares = [[table[g][v] / sums[g] if sums[g] else 0.0 for v in verdicts] for g in golds]
+            panel.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+            for y, g in enumerate(golds):
+                for x, v in enumerate(verdicts):
+                    dark = "white" if shares[y][x] > 0.6 else _INK
+                    panel.text(x, y, f"{table[g][v]:,.0f}", ha="center", va="center", color=dark, fontsize=9)
+            panel.set_xticks(range(len(verdicts)), verdicts)
+            panel.set_yticks(range(len(golds)), golds)
+            panel.set_title(short(name), fontsize=10, loc="left")
+            panel.set_xlabel("judge")
+            if i == 0:
+                panel.set_ylabel("people")
+            panel.spines[:].set_visible(False)
+            panel.tick_params(length=0)
+
+    return drawn(draw, min(3.1 * len(judges) + 0.6, 9.6), 2.9, len(judges))
+
+
+def reliability(judges: Named) -> str:
+    """Share of gold A against the probability that the judge gives A, before and after averaging the orders."""
+
+    def draw(axes: Any) -> None:
+        for i, (panel, (name, judge)) in enumerate(zip(_listed(axes), judges, strict=True)):
+            panel.plot([0, 1], [0, 1], color=_GRID, linewidth=1)
+            for key, style, colour in (("before", "o--", _SOFT), ("after", "o-", _COLOURS[0])):
+                part = judge["calibration"][key]
+                if part["bins"]:
+                    label = f"{key}: ECE {part['ece']:.3f}"
+                    xs, ys = [b["p"] for b in part["bins"]], [b["share"] for b in part["bins"]]
+                    panel.plot(xs, ys, style, color=colour, markersize=4, linewidth=1.4, label=label)
+            panel.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="p(A)")
+            panel.set_title(short(name), fontsize=10, loc="left")
+            panel.legend(frameon=False, fontsize=8, loc="upper left")
+            if i == 0:
+                panel.set_ylabel("share of gold A")
+
+    return drawn(draw, min(3.2 * len(judges) + 0.4, 9.6), 3.2, len(judges))
+
+
+def bias(judges: Named) -> str:
+    """Left: shares for the first slot and for the longer reply, people's beside them. Right: accuracy by length."""
+
+    def draw(axes: Any) -> None:
+        left, right = axes
+        for i, (name, judge) in enumerate(judges):
+            colour = _COLOURS[i % len(_COLOURS)]
+            longer = judge["bias"]["longer_share"] or {}
+            for row, (value, people) in enumerate(
+                ((judge["first_slot_share"], None), (longer.get("value"), longer.get("humans")))
+            ):
+                y = row + (i + 0.5) / len(judges) * 0.7 - 0.35
+                if value is not None:
+                    left.barh(y, value, height=0.6 / len(judges), color=colour)
+                if people is not None:
+                    height = 0.3 / len(judges)
+                    left.plot([people, people], [y - height, y + height], color=_INK, linewidth=2)
+            quarters = judge["bias"]["by_length_quartile"] or []
+            xs = range(1, len(quarters) + 1)
+            right.plot(xs, [q["accuracy"] for q in quarters], "o-", color=colour, markersize=4, label=short(name))
+        left.axvline(0.5, color=_SOFT, linewidth=1, linestyle=":")
+        left.set(xlim=(0, 1), ylim=(1.5, -0.5), xlabel="share (black mark: people)")
+        left.set_yticks([0, 1], ["first slot", "longer reply"])
+        right.set(xlim=(0.7, 4.3), ylim=(0, 1.02), xlabel="quarter of the difference in length", ylabel="accuracy")
+        right.set_xticks([1, 2, 3, 4], ["smallest", "2", "3", "largest"])
+        right.legend(frameon=False, fontsize=9, loc="lower right")
+
+    return drawn(draw, 9.0, 3.0, 2)
+
+
+def slices(rows: Sequence[tuple[str, Sequence[dict[str, Any] | None]]], names: Sequence[str]) -> str:
+    """Accuracy with its interval by slice; `rows` are (value, one figure a judge)."""
+
+    def draw(axes: Any) -> None:
+        for y, (_, figures) in enumerate(rows):
+            for i, a in enumerate(figures):
+                if a is None or a["accuracy"]["value"] is None:
+                    continue
+                at = y + (i - (len(figures) - 1) / 2) * 0.22
+                colour, thin = _COLOURS[i % len(_COLOURS)], 0.35 if a["small"] else 1.0
+                accuracy = a["accuracy"]
+                if accuracy["low"] is not None:
+                    axes.plot([accuracy["low"], accuracy["high"]], [at, at], color=colour, linewidth=1.6, alpha=thin)
+                axes.plot(accuracy["value"], at, "o", color=colour, markersize=4.5, alpha=thin)
+        for i, name in enumerate(names):
+            axes.plot([], [], "o-", color=_COLOURS[i % len(_COLOURS)], label=short(name))
+        _rows(axes, [short(value) for value, _ in rows])
+        axes.set_xlim(0, 1.02)
+        axes.set_xlabel("accuracy, with 95% interval (pale: n < 30)")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, frameon=False, fontsize=9)
+
+    return drawn(draw, 8.4, 1.3 + 0.34 * len(rows))
+
+
+def short(name: str) -> str:
+    """A name that fits a drawing; a dollar sign is no mathematics."""
+    cut = name if len(name) <= 34 else name[:16] + "…" + name[-16:]
+    return cut.replace("$", r"\$")
+
+
+def _rows(axes: Any, names: Sequence[str]) -> None:
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(axis="x", color=_GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0)
+
+
+def _listed(axes: Any) -> list[Any]:
+    return axes if isinstance(axes, list) else [axes]
