@@ -30,15 +30,21 @@ class Prompts:
         self._turn_end: int | None = self._end_of_turn() if template else tokenizer.eos_token_id
         self._remembered = lru_cache(4096)(self._paths)
 
-    def render(self, messages: tuple[tuple[str, str], ...], text: str | None) -> tuple[str, list[int]]:
-        """(text, tokens) of what the model reads; content cannot add a turn. Fault if refused."""
+    def render(
+        self, messages: tuple[tuple[str, str], ...], text: str | None, answered: bool = False
+    ) -> tuple[str, list[int]]:
+        """(text, tokens) of what the model reads; content cannot add a turn. Fault if refused.
+
+        `answered`: the last turn is the assistant's, and no other is to come.
+        """
         if text is not None:
             return text, self._tokenizer.encode(text, add_special_tokens=True)
         if not self._tokenizer.chat_template:
             raise Fault("refused", "the model has no chat template: send raw text")
         turns = [{"role": role, "content": role_safe(said, self.specials)} for role, said in messages]
         try:
-            rendered = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            how: dict[str, Any] = {"tokenize": False, "add_generation_prompt": not answered}
+            rendered = self._tokenizer.apply_chat_template(turns, **how)
         except Exception as error:
             told = f"the chat template refuses the conversation: {error}"
             raise Fault("refused", told[:500]) from None

@@ -31,6 +31,9 @@ _ASKED = 128
 class Replica:
     """One engine: `start` it; `submit` puts questions in and `collect` brings out what is done."""
 
+    answered = False
+    """Whether what it is asked about ends with the assistant's turn."""
+
     def __init__(self, plan: dict[str, Any]) -> None:
         mark = f"{os.getpid()}-{uuid.uuid4().hex}"
         # vLLM gives its processes titles, and setproctitle would write those over the environment that
@@ -124,7 +127,7 @@ class Replica:
         number, messages, text, draw, choices = question
         nothing = (number, "", "stop", (), (0, 0, 0))
         try:
-            rendered, ids = self._prompts.render(messages, text)
+            rendered, ids = self._prompts.render(messages, text, self.answered)
             if not ids:
                 raise Fault("refused", "nothing is asked: neither messages nor text")
             self._fit(len(ids) + 1)

@@ -97,6 +97,12 @@ def _reply(answer: tuple[Any, ...]) -> Reply:
 
 def build(settings: Settings) -> VllmEngine:
     """The engine, not yet started; SettingsError if model or adapter cannot be served."""
+    pool, about = open_pool(settings, Replica)
+    return VllmEngine(settings, pool, **about)
+
+
+def open_pool(settings: Settings, replica: type[Replica], **more: Any) -> tuple[Pool, dict[str, str]]:
+    """Replicas of a model, not yet started, with `more` of vLLM's own arguments; and its name, fingerprint, family."""
     cpu = _model.on_cpu()
     folder, revision = _model.locate(settings.model, "engine.model")
     config = _model.read_json(folder / "config.json", "engine.model")
@@ -120,7 +126,7 @@ def build(settings: Settings) -> VllmEngine:
         "gpu_memory_utilization": settings.gpu_memory_utilization,
         "load_format": "safetensors", "trust_remote_code": False, "disable_log_stats": True,
         "distributed_executor_backend": "mp", "enable_prefix_caching": True,
-        "logprobs_mode": "raw_logprobs",
+        "logprobs_mode": "raw_logprobs", **more,
     }  # fmt: skip
     if settings.kv_cache_gib or cpu:
         args["kv_cache_memory_bytes"] = int((settings.kv_cache_gib or 1) * 2**30)
@@ -158,16 +164,17 @@ def build(settings: Settings) -> VllmEngine:
         "lora": str(adapter) if adapter else None,
     }
     pool = Pool(
-        plan, Replica, size=settings.replicas, restarts=settings.restarts, address=settings.address,
+        plan, replica, size=settings.replicas, restarts=settings.restarts, address=settings.address,
         gpus=0 if cpu else settings.tensor_parallel,
         # where Ray is ours alone it has nothing to ration
         cpus=(settings.threads or 1) * settings.tensor_parallel if cpu and settings.address else 0,
     )  # fmt: skip
     name = settings.model if revision or settings.model.startswith("nano:") else folder.name
-    return VllmEngine(
-        settings, pool, name=f"{name}+{adapter.name}" if adapter else name, family=family,
-        fingerprint=_model.fingerprint(folder, settings.dtype, adapter),
-    )  # fmt: skip
+    return pool, {
+        "name": f"{name}+{adapter.name}" if adapter else name,
+        "fingerprint": _model.fingerprint(folder, settings.dtype, adapter),
+        "family": family,
+    }
 
 
 def _adapter(settings: Settings, cpu: bool, family: str, config: dict[str, Any]) -> Path | None:
