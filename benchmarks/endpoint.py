@@ -1,9 +1,10 @@
-"""Benchmark: records/s of the "openai" engine against a stub server, beside the openai client.
+"""Benchmark: records/s of a whole run against a stub server, beside the engine alone and the openai client.
 
-`python benchmarks/endpoint.py` prints JSON. A record is four calls, one after the other, as in
-respond, critique, revise, judge. The floor is latency * calls / concurrency: what a client that
-costs nothing would need. Every contender runs in this process, in turn, against the same stub,
-which runs in a process of its own.
+`python benchmarks/endpoint.py` prints JSON. A record is four calls, one after the other: respond,
+critique, revise, judge. The floor is latency * calls / concurrency: what a client that costs nothing
+would need. "tenet generate" is everything the command does: prompts read and deduplicated, the
+ledger of calls and rows on disk, exports, card, manifest. Every contender runs in this process, in
+turn, against the same stub, which runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
@@ -28,6 +30,17 @@ from tenet.records import Message
 STUB = Path(__file__).parent.parent / "tests" / "stub_server.py"
 CALLS = 4  # of one record, in sequence
 PROMPT = "How do I keep a wooden board clean? " * 20
+RECIPE = """
+prompts: {{path: prompts.jsonl, dedup: exact}}
+constitution: helpful
+models:
+  stub: {{kind: openai, model: stub, base_url: "{base_url}", concurrency: {concurrency}, key_env: ""}}
+respond: {{samples: 1}}
+revise: {{rounds: 1}}
+pairs: [{{kind: initial_vs_revision}}]
+judge: {{kind: pairwise, order: given}}
+limits: {{in_flight: {concurrency}}}
+"""
 RULE = "You answer kindly, and never boast."
 
 Contender = Callable[[str, int, int], Awaitable[None]]
@@ -64,6 +77,20 @@ async def engine(base_url: str, records: int, concurrency: int) -> None:
         await chains(record, records, concurrency)
     finally:
         await served.close()
+
+
+async def pipeline(base_url: str, records: int, concurrency: int) -> None:
+    """A whole run from a recipe, in a new folder."""
+    from service import recipe, run
+
+    with tempfile.TemporaryDirectory() as folder:
+        lines = (json.dumps({"prompt": f"{number} {PROMPT}"}) for number in range(records))
+        Path(folder, "prompts.jsonl").write_text("\n".join(lines))
+        Path(folder, "recipe.yaml").write_text(RECIPE.format(base_url=base_url, concurrency=concurrency))
+        plan = recipe.open_recipe(Path(folder, "recipe.yaml"), out=f"{folder}/runs/r")
+        manifest = await run.execute(plan)
+    if manifest["asked"] != CALLS * records or manifest["prompts"]["kept"] != records:
+        raise SystemExit(f"not {CALLS} calls a record: {manifest['asked']} calls, {manifest['drops']}")
 
 
 def _good(reply: Reply) -> None:
@@ -155,9 +182,9 @@ if __name__ == "__main__":
     options.add_argument("--records", type=int, default=2000)
     options.add_argument("--concurrency", type=int, default=256)
     options.add_argument("--latency", type=float, default=0.05, help="seconds")
-    options.add_argument("--only", choices=["engine", "openai client"])
+    options.add_argument("--only", choices=["tenet generate", "engine", "openai client"])
     given = options.parse_args()
-    runs: dict[str, Contender] = {"engine": engine, "openai client": client}
+    runs: dict[str, Contender] = {"tenet generate": pipeline, "engine": engine, "openai client": client}
     if given.only:
         runs = {given.only: runs[given.only]}
     told = measure(

@@ -1,10 +1,11 @@
-"""The engine's wall time over the floor: the same calls fed to plain vLLM as full batches.
+"""A run's wall time over the floor: the same calls fed to plain vLLM as full batches.
 
-Chains like the pipeline's (reply, critique, revision, a verdict in both orders) advance one call
-at a time through Ray and the engine; then plain `LLM.generate` gets each stage as one batch,
-already tokenised, and decodes as many tokens. Prints JSON; the target is a `ratio` up to 1.10.
+The whole pipeline (prompts, critique and revision, judging in both orders, ledger on disk) works on
+nano's questions through Ray and the engine; then plain `LLM.generate` gets each stage's calls as one
+batch, already tokenised, and decodes as many tokens. Start of the engines and exports are in neither.
+Prints JSON; the target is a `ratio` up to 1.10.
 
-    python benchmarks/engine_floor.py [--model nano:assistant] [--chains 1024] [--in-flight 512]
+    python benchmarks/engine_floor.py [--model nano:assistant] [--prompts 1024] [--in-flight 512]
 """
 
 from __future__ import annotations
@@ -13,66 +14,71 @@ import argparse
 import asyncio
 import json
 import os
+import random
+import tempfile
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from tenet.engines import Reply, Request, Sampling
+from nano import world
+from service import recipe, run
+from tenet.engines import Reply, Request
 from tenet.engines.vllm import Settings, VllmEngine, build
-from tenet.records import Message, Usage, seed_of
+from tenet.records import Usage
 
-ASK = "How do I {}? Say it in a few sentences, and name what could go wrong."
-TOPICS = ("clean a kettle", "plant tomatoes", "fix a flat tyre", "write a letter", "boil an egg")
-CRITIQUE = "Point out where the reply above breaks this rule, quoting it: a reply names its doubts."
-REVISE = "Write the reply again so that it keeps the rule, and change nothing else."
-JUDGE = "Question: {}\n\nReply A: {}\n\nReply B: {}\n\nWhich reply is better? Answer A or B: "
+RECIPE = """
+prompts: {{path: prompts.jsonl, dedup: exact}}
+constitution: nano
+models: {{m: {{kind: vllm, model: "{model}"}}}}
+respond: {{samples: 1, sampling: {{max_tokens: {most}}}}}
+revise: {{rounds: 1, principles: 3, sampling: {{max_tokens: {most}}}}}
+pairs: [{{kind: initial_vs_revision}}]
+judge: {{kind: pairwise}}
+limits: {{in_flight: {in_flight}}}
+"""
+STAGES = {"Critique your last reply.": "critique", "Rewrite your last reply.": "revision"}
 
 Call = tuple[str, Request, Reply]
 
 
-async def chain(engine: VllmEngine, index: int, most: int, calls: list[Call]) -> None:
-    """One prompt's way; every call is written down with its stage."""
-    name = f"{index} {TOPICS[index % len(TOPICS)]}"
-    turns = [Message(role="user", content=ASK.format(name))]
+class Recorder:
+    """The engine, with every call written down by its stage."""
 
-    async def say(stage: str, messages: list[Message]) -> str:
-        sampling = Sampling(max_tokens=most, seed=seed_of(name, stage))
-        request = Request(messages=tuple(messages), sampling=sampling, affinity=name)
-        [reply] = await engine.generate([request])
-        calls.append((stage, request, reply))
-        return reply.text
+    def __init__(self, engine: VllmEngine) -> None:
+        self.engine, self.calls = engine, list[Call]()
 
-    async def judge(stage: str, a: str, b: str) -> None:
-        text = JUDGE.format(turns[0].content, a, b)
-        messages = (Message(role="user", content=text),)
-        request = Request(messages=messages, choices=("A", "B"), affinity=name)
-        [reply] = await engine.generate([request])
-        calls.append((stage, request, reply))
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
 
-    first = await say("reply", turns)
-    turns += [Message(role="assistant", content=first), Message(role="user", content=CRITIQUE)]
-    turns.append(Message(role="assistant", content=await say("critique", turns)))
-    turns.append(Message(role="user", content=REVISE))
-    last = await say("revision", turns)
-    await asyncio.gather(judge("verdict ab", first, last), judge("verdict ba", last, first))
+    async def generate(self, requests: Sequence[Request]) -> list[Reply]:
+        replies = await self.engine.generate(requests)
+        self.calls += [(_stage(q), q, a) for q, a in zip(requests, replies, strict=True)]
+        return replies
 
 
-async def through_engine(
-    engine: VllmEngine, chains: int, in_flight: int, most: int
-) -> tuple[float, list[Call]]:
+def _stage(request: Request) -> str:
+    said = request.messages[-1].content
+    return "verdict" if request.choices else next((s for start, s in STAGES.items() if said.startswith(start)), "reply")
+
+
+async def through_pipeline(engine: VllmEngine, given: argparse.Namespace) -> tuple[float, list[Call]]:
+    """Seconds of the run from first to last prompt, and its calls."""
     await engine.start()
-    await asyncio.gather(*(chain(engine, -1 - i, most, []) for i in range(8)))
-    calls: list[Call] = []
-    room = asyncio.Semaphore(in_flight)
-
-    async def one(index: int) -> None:
-        async with room:
-            await chain(engine, index, most, calls)
-
-    begun = time.perf_counter()
-    await asyncio.gather(*(one(i) for i in range(chains)))
-    took = time.perf_counter() - begun
+    rng = random.Random(7)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        text = RECIPE.format(model=given.model, most=given.max_tokens, in_flight=given.in_flight)
+        (folder / "recipe.yaml").write_text(text)
+        took, recorder = 0.0, Recorder(engine)
+        for name, n in (("warm", 8), ("run", given.prompts)):
+            asked = dict.fromkeys(world.question(rng)[1] + f" I have {i} of them." for i in range(n))
+            (folder / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": q}) for q in asked))
+            plan = recipe.open_recipe(folder / "recipe.yaml", [], str(folder / name / "r"))
+            recorder = Recorder(engine)
+            took = (await run.execute(plan, engines={"m": recorder}))["seconds"]
     await engine.close()
-    return took, calls
+    return took, recorder.calls
 
 
 def through_plain(plan: dict[str, Any], calls: list[Call]) -> tuple[float, int, int, int]:
@@ -99,7 +105,6 @@ def through_plain(plan: dict[str, Any], calls: list[Call]) -> tuple[float, int, 
                 max_tokens=max(1, reply.usage.completion_tokens),
                 ignore_eos=True,
             )
-        stage = stage.split()[0]
         inputs, params = batches.setdefault(stage, ([], []))
         inputs.append({"prompt_token_ids": ids})
         params.append(how)
@@ -113,6 +118,7 @@ def through_plain(plan: dict[str, Any], calls: list[Call]) -> tuple[float, int, 
         for o in llm.generate(inputs, params, use_tqdm=False)
     ]
     took = time.perf_counter() - begun
+    llm.llm_engine.engine_core.shutdown()  # else its processes keep this one from ending
     prompt = sum(len(o.prompt_token_ids or ()) for o in outs)
     drawn = sum(len(o.outputs[0].token_ids) for o in outs)
     return took, prompt, drawn, sum(o.num_cached_tokens or 0 for o in outs)
@@ -121,7 +127,7 @@ def through_plain(plan: dict[str, Any], calls: list[Call]) -> tuple[float, int, 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="nano:assistant")
-    parser.add_argument("--chains", type=int, default=1024)
+    parser.add_argument("--prompts", type=int, default=1024)
     parser.add_argument("--in-flight", type=int, default=512)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int)
@@ -129,8 +135,7 @@ def main() -> None:
     given = parser.parse_args()
     engine = build(Settings(model=given.model, threads=given.threads, replicas=given.replicas))
     plan = engine.pool.plan
-    work = through_engine(engine, given.chains, given.in_flight, given.max_tokens)
-    ours, calls = asyncio.run(work)
+    ours, calls = asyncio.run(through_pipeline(engine, given))
     faults = [reply.detail for _, _, reply in calls if reply.fault]
     spent = sum((reply.usage for _, _, reply in calls), Usage())
     # the same environment as a replica's, thread binding included
@@ -144,7 +149,7 @@ def main() -> None:
         "model": engine.name,
         "calls": len(calls),
         "faults": len(faults),
-        "engine": _line(ours, spent.prompt_tokens, spent.completion_tokens, spent.cached_tokens),
+        "pipeline": _line(ours, spent.prompt_tokens, spent.completion_tokens, spent.cached_tokens),
         "plain_vllm": _line(plain, prompt, drawn, cached),
         "ratio": round(ours / plain, 3),
         "load": round(os.getloadavg()[0], 1),

@@ -13,9 +13,12 @@ Role = Literal["system", "user", "assistant"]
 Label = Literal["A", "B", "tie", "invalid", "refused"]
 
 
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
+
+
 def canonical(value: Any) -> str:
     """JSON with sorted keys and no spaces: the same value gives the same text everywhere."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _encode(value)
 
 
 def digest(*parts: Any, length: int = 20) -> str:

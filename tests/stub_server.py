@@ -187,18 +187,18 @@ class _Fast(asyncio.Protocol):
         if len(seen) < self._wanted:
             return
         self._seen, self._wanted = b"", 0
-        made = _scored if b'"top_logprobs"' in seen else _said
-        self._loop.call_later(self._latency, self._write, made())
+        self._loop.call_later(self._latency, self._write, _scored() if b'"top_logprobs"' in seen else _said(seen))
 
     def _write(self, answer: bytes) -> None:
         if not self._transport.is_closing():
             self._transport.write(answer)
 
 
-def _said() -> bytes:
+def _said(asked: bytes) -> bytes:
     # No two replies are alike, so that no filter takes one for a copy of another.
     _Fast.counter += 1
-    body = _SAID % _Fast.counter
+    said = _REWRITTEN if b"Rewrite your last reply" in asked else _CRITIQUE if b"Critique your" in asked else _SAID
+    body = said % _Fast.counter
     return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (
         len(body),
         body,
@@ -212,6 +212,8 @@ def _scored() -> bytes:
 _SAID = json.dumps(
     chat("Answer number %d: wash your hands, dry them, and leave the rest to the cook.").body
 ).encode()
+_CRITIQUE = json.dumps(chat("It is vague about water, point %d, and says nothing about time.").body).encode()
+_REWRITTEN = json.dumps(chat("Use warm water for %d seconds. Then dry each hand on a clean towel.").body).encode()
 _SCORED = scores((" A", -0.3), (" B", -1.4), *((f"t{i}", -5.0 - i) for i in range(18))).encode()
 
 

@@ -21,7 +21,7 @@ import pytest
 
 from service import recipe as recipes
 from service import run
-from tenet.engines import Engine, Reply, Request, Sampling
+from tenet.engines import Reply, Request, Sampling
 from tenet.engines.openai import Settings, build
 from tenet.ledger import Rows
 from tenet.records import Message
