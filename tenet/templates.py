@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from importlib import resources
 
@@ -48,10 +49,36 @@ def tags_of(template: str) -> set[str]:
 def fence_safe(text: str, tags: Iterable[str]) -> str:
     """The text with a zero-width space inside anything that looks like one of the fences' tags, open or closing.
 
-    The words stay readable, but the fence that encloses them cannot be closed or opened from within.
+    The words stay readable, but the fence that encloses them cannot be closed or opened from within. Look-alikes
+    count: other brackets, full-width and Cyrillic letters, characters of no width in between.
     """
-    pattern = r"<(?=[\s\u200b]*/?[\s\u200b]*(?:" + "|".join(sorted(map(re.escape, tags))) + r")\b)"
-    return re.sub(pattern, "<" + _BREAK, text, flags=re.IGNORECASE)
+    if not _OPENS.search(text):
+        return text
+    shape, places = _skeleton(text)
+    pattern = r"<(?=\s*/?\s*(?:" + "|".join(sorted(map(re.escape, tags))) + r")(?![a-z0-9_]))"
+    cuts = [places[m.start()] + 1 for m in re.finditer(pattern, shape)]
+    return _BREAK.join(text[i:j] for i, j in zip([0, *cuts], [*cuts, len(text)], strict=True))
+
+
+_OPENS = re.compile("[<＜﹤‹〈⟨❮˂ᐸᚲ]")
+# Of what NFKD leaves different: brackets, slashes, Cyrillic and Greek letters, low lines.
+_LOOKS = str.maketrans("‹〈⟨❮˂ᐸᚲ⁄∕╱⧸аеорсухіѕјԁһӏαεονρτυıɑɡᴀʀ‗ˍ", "<<<<<<<////aeopcyxisjdhlaeovptyiagar__")
+_UNSEEN = ("Cf", "Mn", "Me", "Cc")
+
+
+def _skeleton(text: str) -> tuple[str, list[int]]:
+    """What a text looks like, in lower case, and where in the text each of its characters stands."""
+    shape: list[str] = []
+    places: list[int] = []
+    for i, c in enumerate(text):
+        if c.isascii():
+            seen = c.lower() if c.isprintable() or c.isspace() else ""
+        else:
+            parts = unicodedata.normalize("NFKD", c).casefold().translate(_LOOKS)
+            seen = "".join(x for x in parts if unicodedata.category(x) not in _UNSEEN)
+        shape.append(seen)
+        places += [i] * len(seen)
+    return "".join(shape), places
 
 
 def role_safe(text: str, specials: Iterable[str] = ()) -> str:
