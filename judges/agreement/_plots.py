@@ -111,26 +111,32 @@ def reliability(judges: Named) -> str:
 def bias(judges: Named) -> str:
     """Left: shares for the first slot and for the longer reply, people's beside them. Right: accuracy by length."""
 
+    shares: list[tuple[Any, dict[str, Any]]]
+    shares = [(j["first_slot_share"], j["bias"]["longer_share"] or {}) for _, j in judges]
+    kinds = [
+        ("first slot", [(first, None) for first, _ in shares]),
+        ("longer reply", [(longer.get("value"), longer.get("humans")) for _, longer in shares]),
+    ]
+    known = [(name, pairs) for name, pairs in kinds if any(value is not None for value, _ in pairs)]
+
     def draw(axes: Any) -> None:
         left, right = axes
-        for i, (name, judge) in enumerate(judges):
-            colour = _COLOURS[i % len(_COLOURS)]
-            longer = judge["bias"]["longer_share"] or {}
-            for row, (value, people) in enumerate(
-                ((judge["first_slot_share"], None), (longer.get("value"), longer.get("humans")))
-            ):
+        height = 0.6 / len(judges)
+        for row, (_, pairs) in enumerate(known):
+            for i, (value, people) in enumerate(pairs):
                 y = row + (i + 0.5) / len(judges) * 0.7 - 0.35
                 if value is not None:
-                    left.barh(y, value, height=0.6 / len(judges), color=colour)
+                    left.barh(y, value, height=height, color=_COLOURS[i % len(_COLOURS)])
                 if people is not None:
-                    height = 0.3 / len(judges)
-                    left.plot([people, people], [y - height, y + height], color=_INK, linewidth=2)
+                    left.plot([people, people], [y - height / 2, y + height / 2], color=_INK, linewidth=2)
+        for i, (name, judge) in enumerate(judges):
             quarters = judge["bias"]["by_length_quartile"] or []
-            xs = range(1, len(quarters) + 1)
-            right.plot(xs, [q["accuracy"] for q in quarters], "o-", color=colour, markersize=4, label=short(name))
+            heights = [q["accuracy"] for q in quarters]
+            colour = _COLOURS[i % len(_COLOURS)]
+            right.plot(range(1, len(quarters) + 1), heights, "o-", color=colour, markersize=4, label=short(name))
         left.axvline(0.5, color=_SOFT, linewidth=1, linestyle=":")
-        left.set(xlim=(0, 1), ylim=(1.5, -0.5), xlabel="share (black mark: people)")
-        left.set_yticks([0, 1], ["first slot", "longer reply"])
+        left.set(xlim=(0, 1), ylim=(len(known) - 0.5, -0.5), xlabel="share (black mark: people)")
+        left.set_yticks(range(len(known)), [name for name, _ in known])
         right.set(xlim=(0.7, 4.3), ylim=(0, 1.02), xlabel="quarter of the difference in length", ylabel="accuracy")
         right.set_xticks([1, 2, 3, 4], ["smallest", "2", "3", "largest"])
         right.legend(frameon=False, fontsize=9, loc="lower right")
@@ -148,15 +154,14 @@ def slices(rows: Sequence[tuple[str, Sequence[dict[str, Any] | None]]], names: S
                     continue
                 at = y + (i - (len(figures) - 1) / 2) * 0.22
                 colour, thin = _COLOURS[i % len(_COLOURS)], 0.35 if a["small"] else 1.0
-                accuracy = a["accuracy"]
-                if accuracy["low"] is not None:
-                    axes.plot([accuracy["low"], accuracy["high"]], [at, at], color=colour, linewidth=1.6, alpha=thin)
-                axes.plot(accuracy["value"], at, "o", color=colour, markersize=4.5, alpha=thin)
+                ends = a["accuracy"]["wilson"]
+                axes.plot([ends["low"], ends["high"]], [at, at], color=colour, linewidth=1.6, alpha=thin)
+                axes.plot(a["accuracy"]["value"], at, "o", color=colour, markersize=4.5, alpha=thin)
         for i, name in enumerate(names):
             axes.plot([], [], "o-", color=_COLOURS[i % len(_COLOURS)], label=short(name))
         _rows(axes, [short(value) for value, _ in rows])
         axes.set_xlim(0, 1.02)
-        axes.set_xlabel("accuracy, with 95% interval (pale: n < 30)")
+        axes.set_xlabel("accuracy, with 95% Wilson interval (pale: n < 30)")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, frameon=False, fontsize=9)
 
     return drawn(draw, 8.4, 1.3 + 0.34 * len(rows))
