@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -208,3 +209,30 @@ def test_rewards_can_be_asked_for_inside_an_event_loop() -> None:
         return rewards()(prompts=["q"], completions=["GOOD"])
 
     assert asyncio.run(notebook())[0] is not None
+
+
+@pytest.mark.filterwarnings("ignore")  # what TRL and its packages warn of is theirs
+def test_trl_trains_a_step_on_these_rewards(tmp_path: Path) -> None:
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    given: list[int] = []
+
+    def by_length(request: Request) -> Reply:
+        given.append(1 + len(reply_in(request)) % 10)
+        return Reply(choice_logprobs=tuple(0.0 if i == given[-1] else -math.inf for i in range(1, 11)))
+
+    asked = [{"role": "user", "content": "Can you help me sew a button?"}]
+    settings = GRPOConfig(
+        output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=2, num_generations=2,
+        max_completion_length=8, use_cpu=True, bf16=False, report_to="none", logging_steps=1, save_strategy="no",
+        disable_tqdm=True, seed=1,
+    )  # fmt: skip
+    trainer = GRPOTrainer(
+        model=str(Path(__file__).parent.parent / "nano/models/assistant"), reward_funcs=[rewards(by_length)],
+        args=settings, train_dataset=Dataset.from_list([{"prompt": asked}] * 2),
+    )  # fmt: skip
+    trainer.train()
+    assert len(given) == 2
+    expected = sum((score - 5.5) / 4.5 for score in given) / 2
+    assert trainer.state.log_history[0]["rewards/kind/mean"] == pytest.approx(expected, abs=1e-6)
