@@ -149,31 +149,34 @@ def show(agreement: Agreement) -> None:
 
 
 def _judges_table(judges: dict[str, Any]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("judge", "n", "accuracy (95%)", "Cohen's kappa (95%)", "AC1", "no ties", "alt-test"):
-        table.add_column(name, justify="left" if name == "judge" else "right")
+    table = _table("judge", "n", "accuracy (95%)", "kappa (95%)", "AC1", "no ties")
     for name, j in judges.items():
-        test = j["alt_test"]
-        passed = {True: "passed", False: "failed", None: "–"}[test["passed"]]
-        omega = "" if test["omega"] is None else f" (omega {test['omega']:.2f})"
         cells = (number(j["n"]), spread(j["accuracy"]), spread(j["cohen_kappa"]), number(j["gwet_ac1"]))
-        table.add_row(escape(name), *cells, number(j["s2"]["value"]), passed + omega)
+        table.add_row(escape(name), *cells, number(j["s2"]["value"]))
     return table
 
 
 def _second_table(judges: dict[str, Any]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("judge", "unreadable", "same in both orders", "first slot", "longer", "ECE", "trivial baseline"):
-        table.add_column(name, justify="left" if name == "judge" else "right")
+    table = _table("judge", "unread", "ab = ba", "1st slot", "longer", "ECE", "trivial", "alt-test")
     for name, j in judges.items():
-        states, bias = j["states"], j["bias"]
+        states, bias, test = j["states"], j["bias"], j["alt_test"]
         total, bad = sum(states.values()), states["invalid"] + states["refused"]
         baselines = [bias[f"{k}_baseline"] for k in ("longer", "first", "majority")]
         best = max((b["value"] for b in baselines if b["value"] is not None), default=None)
         longer: dict[str, Any] = bias["longer_share"] or {}
         shares = (j["consistency"]["value"], j["first_slot_share"], longer.get("value"))
-        unread = f"{bad:,} of {total:,}"
-        table.add_row(escape(name), unread, *map(number, (*shares, j["calibration"]["ece"], best)))
+        passed = {True: "passed", False: "failed", None: "–"}[test["passed"]]
+        omega = "" if test["omega"] is None else f" {test['omega']:.2f}"
+        cells = map(number, (*shares, j["calibration"]["ece"], best))
+        table.add_row(escape(name), f"{bad:,}/{total:,}", *cells, passed + omega)
+    return table
+
+
+def _table(*names: str) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for i, name in enumerate(names):
+        # Only the judge's name may be cut where the screen is narrow.
+        table.add_column(name, justify="right" if i else "left", no_wrap=True, min_width=len(name) if i else 8)
     return table
 
 
@@ -197,18 +200,18 @@ def _between_lines(between: dict[str, Any]) -> Iterable[str]:
 
 
 def _reasons(judges: dict[str, Any]) -> list[str]:
-    """Why the figures that the screen shows a dash for do not exist: one line a reason, with the judges it holds for."""
-    names = {"accuracy": "accuracy", "cohen_kappa": "kappa", "gwet_ac1": "AC1", "first_slot_share": "first slot"}
+    """Why the figures that the screen shows a dash for do not exist, a line for each reason."""
+    names = {"accuracy": "accuracy", "cohen_kappa": "kappa", "gwet_ac1": "AC1", "first_slot_share": "1st slot"}
     found: dict[tuple[str, str], list[str]] = {}
     for judge, j in judges.items():
         missing = {shown: j["why"].get(key) for key, shown in names.items()}
-        missing |= {"same in both orders": j["consistency"].get("why"), "alt-test": j["alt_test"].get("why")}
+        missing |= {"ab = ba": j["consistency"].get("why"), "alt-test": j["alt_test"].get("why")}
         missing |= {"longer": j["bias"].get("why", {}).get("longer_share"), "ECE": j["calibration"].get("why")}
         for shown, why in missing.items():
             if why:
                 found.setdefault((shown, why), []).append(judge)
-    everyone = len(judges)
-    return [
-        f"no {shown}{'' if len(of) == everyone else ' of ' + ', '.join(of)}: {why}"
-        for (shown, why), of in found.items()
-    ]
+    lines: list[str] = []
+    for (shown, why), of in found.items():
+        whose = "" if len(of) == len(judges) else f" of {', '.join(of)}"
+        lines.append(f"no {shown}{whose}: {why}")
+    return lines

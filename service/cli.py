@@ -144,6 +144,59 @@ def selftest(
         sys.exit(1)
 
 
+@app.command()
+def attack(
+    config: Annotated[Path, typer.Option("--judge", help="A judge's config, or a recipe (YAML).")],
+    overrides: Overrides = None,
+    pairs: Annotated[Path | None, typer.Option(help="Pairs with labels; default: nano's small world.")] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="How many pairs.")] = 100,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Also write the report here.")] = None,
+    workspace: Annotated[Path, typer.Option(help="Holds calls.sqlite, the stored replies.")] = Path("runs"),
+) -> None:
+    """How often a judge is won over by replies that are not better; exit status 1 if one escapes its fence."""
+    from service import attack as attacked
+
+    if not attacked.main(config, overrides or [], pairs, n, json_out, workspace):
+        sys.exit(1)
+
+
+@app.command()
+def agree(
+    votes: Annotated[Path | None, typer.Argument(help="Votes, or annotated pairs: JSONL, JSON, CSV, Parquet.")] = None,
+    judges: Annotated[
+        list[str] | None, typer.Option("--judge", help="A rater; without VOTES, a config that judges --pairs.")
+    ] = None,
+    pairs: Annotated[Path | None, typer.Option(help="Labelled pairs to judge now, or the texts of VOTES.")] = None,
+    tie: Annotated[str, typer.Option(help="three-class, half or drop.")] = "three-class",
+    swap: Annotated[str, typer.Option(help="both, mean, first or signed-sum.")] = "both",
+    invalid: Annotated[str, typer.Option(help="tie, wrong or drop.")] = "wrong",
+    gold: Annotated[str, typer.Option(help="majority, each or leave-one-out.")] = "majority",
+    epsilon: Annotated[float, typer.Option(help="The alt-test's allowance: 0.2 experts, 0.1 crowds.")] = 0.15,
+    by: Annotated[list[str] | None, typer.Option("--by", help="Only this slice; may be repeated.")] = None,
+    seed: Annotated[int, typer.Option(help="Decides the bootstrap's draws.")] = 0,
+    resamples: Annotated[int, typer.Option(help="Resamples of the items.")] = 1000,
+    duplicates: Annotated[str, typer.Option(help="refuse, last or majority.")] = "refuse",
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Folder for report.html and report.md.")] = None,
+    attacks: Annotated[list[Path] | None, typer.Option("--attack", help="JSON of tenet attack to report.")] = None,
+    gate: Annotated[str, typer.Option(help="'kappa.low>=0.6,invalid<=0.02': exit status 1 if one fails.")] = "",
+    workspace: Annotated[Path, typer.Option(help="Holds calls.sqlite, the stored replies.")] = Path("runs"),
+) -> None:
+    """How far judges agree with people: every figure with its rule and its n."""
+    from judges.agreement.rules import Rules
+    from service import agree as command
+    from tenet.settings import assemble
+
+    said = {
+        "tie": tie, "swap": swap, "invalid": invalid, "gold": gold, "epsilon": epsilon, "seed": seed,
+        "resamples": resamples, "duplicates": duplicates,
+    }  # fmt: skip
+    rules = assemble(Rules, said, where="the command line")
+    job = command.Job(votes, pairs, judges or [], rules, by or [], gate, json_out, report, attacks or [], workspace)
+    if not command.main(job):
+        sys.exit(1)
+
+
 @nano.command("build")
 def nano_build(
     out: Annotated[Path, typer.Option(help="Folder for the stages.")] = Path("runs/nano"),
