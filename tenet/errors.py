@@ -12,6 +12,7 @@ TenetError
 │   └── BudgetExceeded    the token, call or money budget is spent
 ├── JudgeError            a judge's answer cannot be read; the run records it as data
 ├── LedgerError           the ledger cannot be written or read (full disk, damaged file)
+├── TrainingError         a training cannot go on: a loss or a router's logits are not finite
 ├── TooManyFailures       more rows failed than `max_failures` allows
 └── AccountingError       the counts of a run do not add up
 """
@@ -69,6 +70,13 @@ class JudgeError(TenetError):
 
 class LedgerError(TenetError):
     """The ledger cannot be read or written."""
+
+
+class TrainingError(TenetError):
+    """A training cannot go on: `where` (step, layer), `what` is wrong, and what may help."""
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        super().__init__(": ".join(p for p in (where, what) if p) + (f" ({fix})" if fix else ""))
 
 
 class TooManyFailures(TenetError):
