@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from judges.agreement._blocks import Block, Case, Heading, Text
 from judges.agreement.measure import Agreement, confidence
 from judges.agreement.view import View
 from judges.agreement.votes import VERDICTS
+from tenet.pages import Block, Case, Heading, Text
 from tenet.records import Comparison
 
 SHOWN = 25

@@ -3,38 +3,14 @@
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
-import io
-import warnings
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Sequence
 from typing import Any
+
+from tenet.drawings import COLOURS, GRID, INK, SOFT, drawn, short
 
 MOST = 6
 """Judges drawn apart; more would not be read."""
-_INK, _SOFT, _GRID = "#1d2126", "#6a737d", "#d8dde3"
-_COLOURS = ("#1f5f8b", "#c2571a", "#2f7d4f", "#8a4f9e", "#a8871d", "#4b5563")
-_STYLE = {
-    "font.size": 10, "axes.edgecolor": _GRID, "axes.labelcolor": _INK, "text.color": _INK, "xtick.color": _SOFT,
-    "ytick.color": _INK, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "tenet",
-    "svg.fonttype": "path", "figure.dpi": 100,
-}  # fmt: skip
 Named = Sequence[tuple[str, dict[str, Any]]]
-
-
-def drawn(draw: Callable[[Any], None], width: float, height: float, panels: int = 1) -> str:
-    """SVG of a figure whose axes `draw` fills in: one Axes, or a list of several side by side."""
-    matplotlib: Any = import_module("matplotlib")
-    figures: Any = import_module("matplotlib.figure")
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        # A name in a script that the font lacks is drawn as boxes; the tables hold it in full.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        # A Figure of its own, not pyplot's: nothing global stays behind, and no display is looked for.
-        figure = figures.Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(1, panels, squeeze=False)[0]
-        draw(axes[0] if panels == 1 else list(axes))
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    return out.getvalue()
 
 
 def agreement(judges: Named, ceilings: dict[str, float], baselines: dict[str, float]) -> str:
@@ -43,7 +19,7 @@ def agreement(judges: Named, ceilings: dict[str, float], baselines: dict[str, fl
     def draw(axes: Any) -> None:
         for i, (_, judge) in enumerate(judges):
             a = judge["accuracy"]
-            colour = _COLOURS[i % len(_COLOURS)]
+            colour = COLOURS[i % len(COLOURS)]
             if a["low"] is not None:
                 axes.plot([a["low"], a["high"]], [i, i], color=colour, linewidth=2.5, solid_capstyle="round")
             axes.plot(a["value"], i, "o", color=colour, markersize=7)
@@ -51,7 +27,7 @@ def agreement(judges: Named, ceilings: dict[str, float], baselines: dict[str, fl
         for (name, x), style in zip(ceilings.items(), ("-", "--"), strict=False):
             axes.axvline(x, color="#2f7d4f", linewidth=1.3, linestyle=style, label=f"{name}, {x:.3f}")
         for (name, x), style in zip(baselines.items(), (":", "-.", (0, (1, 3))), strict=False):
-            axes.axvline(x, color=_SOFT, linewidth=1.2, linestyle=style, label=f"{name}, {x:.3f}")
+            axes.axvline(x, color=SOFT, linewidth=1.2, linestyle=style, label=f"{name}, {x:.3f}")
         _rows(axes, [short(name) for name, _ in judges])
         axes.set_xlim(0, 1.02)
         axes.set_xlabel("accuracy, with 95% interval")
@@ -73,7 +49,7 @@ def confusion(judges: Named) -> str:
             panel.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
             for y, g in enumerate(golds):
                 for x, v in enumerate(verdicts):
-                    dark = "white" if shares[y][x] > 0.6 else _INK
+                    dark = "white" if shares[y][x] > 0.6 else INK
                     panel.text(x, y, f"{table[g][v]:,.0f}", ha="center", va="center", color=dark, fontsize=9)
             panel.set_xticks(range(len(verdicts)), verdicts)
             panel.set_yticks(range(len(golds)), golds)
@@ -92,8 +68,8 @@ def reliability(judges: Named) -> str:
 
     def draw(axes: Any) -> None:
         for i, (panel, (name, judge)) in enumerate(zip(_listed(axes), judges, strict=True)):
-            panel.plot([0, 1], [0, 1], color=_GRID, linewidth=1)
-            for key, style, colour in (("before", "o--", _SOFT), ("after", "o-", _COLOURS[0])):
+            panel.plot([0, 1], [0, 1], color=GRID, linewidth=1)
+            for key, style, colour in (("before", "o--", SOFT), ("after", "o-", COLOURS[0])):
                 part = judge["calibration"][key]
                 if part["bins"]:
                     label = f"{key}: ECE {part['ece']:.3f}"
@@ -126,15 +102,15 @@ def bias(judges: Named) -> str:
             for i, (value, people) in enumerate(pairs):
                 y = row + (i + 0.5) / len(judges) * 0.7 - 0.35
                 if value is not None:
-                    left.barh(y, value, height=height, color=_COLOURS[i % len(_COLOURS)])
+                    left.barh(y, value, height=height, color=COLOURS[i % len(COLOURS)])
                 if people is not None:
-                    left.plot([people, people], [y - height / 2, y + height / 2], color=_INK, linewidth=2)
+                    left.plot([people, people], [y - height / 2, y + height / 2], color=INK, linewidth=2)
         for i, (name, judge) in enumerate(judges):
             quarters = judge["bias"]["by_length_quartile"] or []
             heights = [q["accuracy"] for q in quarters]
-            colour = _COLOURS[i % len(_COLOURS)]
+            colour = COLOURS[i % len(COLOURS)]
             right.plot(range(1, len(quarters) + 1), heights, "o-", color=colour, markersize=4, label=short(name))
-        left.axvline(0.5, color=_SOFT, linewidth=1, linestyle=":")
+        left.axvline(0.5, color=SOFT, linewidth=1, linestyle=":")
         left.set(xlim=(0, 1), ylim=(len(known) - 0.5, -0.5), xlabel="share (black mark: people)")
         left.set_yticks(range(len(known)), [name for name, _ in known])
         right.set(xlim=(0.7, 4.3), ylim=(0, 1.02), xlabel="quarter of the difference in length", ylabel="accuracy")
@@ -153,12 +129,12 @@ def slices(rows: Sequence[tuple[str, Sequence[dict[str, Any] | None]]], names: S
                 if a is None or a["accuracy"]["value"] is None:
                     continue
                 at = y + (i - (len(figures) - 1) / 2) * 0.22
-                colour, thin = _COLOURS[i % len(_COLOURS)], 0.35 if a["small"] else 1.0
+                colour, thin = COLOURS[i % len(COLOURS)], 0.35 if a["small"] else 1.0
                 ends = a["accuracy"]["wilson"]
                 axes.plot([ends["low"], ends["high"]], [at, at], color=colour, linewidth=1.6, alpha=thin)
                 axes.plot(a["accuracy"]["value"], at, "o", color=colour, markersize=4.5, alpha=thin)
         for i, name in enumerate(names):
-            axes.plot([], [], "o-", color=_COLOURS[i % len(_COLOURS)], label=short(name))
+            axes.plot([], [], "o-", color=COLOURS[i % len(COLOURS)], label=short(name))
         _rows(axes, [short(value) for value, _ in rows])
         axes.set_xlim(0, 1.02)
         axes.set_xlabel("accuracy, with 95% Wilson interval (pale: n < 30)")
@@ -167,16 +143,10 @@ def slices(rows: Sequence[tuple[str, Sequence[dict[str, Any] | None]]], names: S
     return drawn(draw, 8.4, 1.3 + 0.34 * len(rows))
 
 
-def short(name: str) -> str:
-    """A name that fits a drawing; a dollar sign is no mathematics."""
-    cut = name if len(name) <= 34 else name[:16] + "…" + name[-16:]
-    return cut.replace("$", r"\$")
-
-
 def _rows(axes: Any, names: Sequence[str]) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.grid(axis="x", color=_GRID, linewidth=0.6)
+    axes.grid(axis="x", color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(length=0)
 

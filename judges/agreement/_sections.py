@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from judges.agreement import _plots
-from judges.agreement._blocks import Block, Heading, Plot, Table, Text
 from judges.agreement.measure import SMALL
 from judges.agreement.votes import VERDICTS
+from tenet.pages import Block, Heading, Plot, Table, Text
 
 SHOWN = 25
 """People listed one by one, at most."""

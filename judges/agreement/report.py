@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from judges.agreement import _cases, _sections
-from judges.agreement._blocks import Block, Plot, Section, Text, document, page
 from judges.agreement.measure import Agreement
+from tenet.pages import Block, Section, Text, save
 
 
 def write(agreement: Agreement, folder: Path, source: str, attacks: Sequence[dict[str, Any]] = ()) -> list[Path]:
@@ -17,18 +16,7 @@ def write(agreement: Agreement, folder: Path, source: str, attacks: Sequence[dic
 
     `attacks` are reports of `tenet attack`, if it was run.
     """
-    title, lead, parts = f"Agreement: {source}", _lead(agreement), sections(agreement, attacks)
-    plots = folder / "plots"
-    shutil.rmtree(plots, ignore_errors=True)  # drawings of an earlier report would lie beside the new ones
-    plots.mkdir(parents=True)
-    for section in parts:
-        for block in section.blocks:
-            if isinstance(block, Plot):
-                (plots / f"{block.name}.svg").write_text(block.svg, encoding="utf-8")
-    made = [folder / "report.html", folder / "report.md"]
-    for path, text in zip(made, (page(title, lead, parts), document(title, lead, parts)), strict=True):
-        path.write_text(text, encoding="utf-8", newline="\n")
-    return made
+    return list(save(folder, f"Agreement: {source}", _lead(agreement), sections(agreement, attacks)))
 
 
 def sections(agreement: Agreement, attacks: Sequence[dict[str, Any]] = ()) -> list[Section]:

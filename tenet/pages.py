@@ -1,11 +1,14 @@
-"""The parts of a report, and their two faces: one self-contained HTML page, and Markdown."""
+"""Reports: blocks with two faces, one self-contained HTML page and Markdown, and the folder that holds both."""
 
 from __future__ import annotations
 
 import base64
+import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from urllib.parse import quote
 
 _STYLE = """
@@ -25,6 +28,9 @@ article { border: 1px solid #d8dde3; border-radius: 6px; padding: .6rem .9rem; m
 article h4 { margin: 0 0 .4rem; font-size: .9rem; overflow-wrap: anywhere }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font: .85rem/1.45 ui-monospace, monospace; margin: 0;
   background: #f5f7f9; padding: .5rem .6rem; border-radius: 4px; max-height: 20rem; overflow-y: auto }
+.tokens { line-height: 2.1; overflow-wrap: anywhere; font: .85rem/2.1 ui-monospace, monospace; white-space: pre-wrap;
+  max-height: 24rem; overflow-y: auto }
+.tokens span { padding: .12rem 0; border-radius: 2px } .tokens span.mark { outline: 2px solid #1d2126 }
 .sides { display: grid; grid-template-columns: 1fr 1fr; gap: .6rem; margin-top: .5rem }
 .sides h5, article h5 { margin: 0 0 .2rem; font-size: .8rem; color: #545d68 }
 @media (max-width: 44rem) { .sides { grid-template-columns: 1fr } }
@@ -126,7 +132,49 @@ class Case:
         return "\n\n".join(parts)
 
 
-Block = Text | Heading | Table | Plot | Case
+@dataclass(frozen=True)
+class Tokens:
+    """A text piece by piece, each shaded by a value of -1 (blue) to 1 (orange); `tips` show on hovering."""
+
+    pieces: Sequence[str]
+    shades: Sequence[float]
+    tips: Sequence[str]
+    marked: int | None = None
+    """The piece with a frame around it."""
+
+    def html(self) -> str:
+        spans: list[str] = []
+        for i, (piece, shade, tip) in enumerate(zip(self.pieces, self.shades, self.tips, strict=True)):
+            rgb = "217,119,54" if shade > 0 else "52,120,184"
+            alpha = min(abs(shade), 1.0) if math.isfinite(shade) else 1.0
+            mark = " class=mark" if i == self.marked else ""
+            spans.append(
+                f'<span{mark} style="background:rgba({rgb},{alpha:.2f})" title="{escape(tip, quote=True)}">'
+                f"{escape(piece)}</span>"
+            )
+        return f"<div class=tokens>{''.join(spans)}</div>"
+
+    def markdown(self) -> str:
+        return fenced("".join(self.pieces))
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts under names, side by side, shown as text whatever they contain."""
+
+    title: str
+    named: Sequence[tuple[str, str]]
+
+    def html(self) -> str:
+        sides = "".join(f"<div><h5>{escape(name)}</h5><pre>{escape(text)}</pre></div>" for name, text in self.named)
+        return f'<article><h4>{escape(self.title)}</h4><div class="sides">{sides}</div></article>'
+
+    def markdown(self) -> str:
+        parts = [f"**{escaped(self.title)}**", *(f"{escaped(n)}:\n\n{fenced(t)}" for n, t in self.named)]
+        return "\n\n".join(parts)
+
+
+Block = Text | Heading | Table | Plot | Case | Tokens | Texts
 
 
 @dataclass(frozen=True)
@@ -139,6 +187,20 @@ class Section:
     @property
     def anchor(self) -> str:
         return self.title.lower().replace(" ", "-")
+
+
+def save(folder: Path, title: str, lead: Sequence[Block], sections: Sequence[Section]) -> tuple[Path, Path]:
+    """Writes `report.html`, `report.md` and `plots/` into a folder; returns the first two."""
+    plots = folder / "plots"
+    shutil.rmtree(plots, ignore_errors=True)  # drawings of an earlier report would lie beside the new ones
+    plots.mkdir(parents=True)
+    for block in (block for section in sections for block in section.blocks):
+        if isinstance(block, Plot):
+            (plots / f"{block.name}.svg").write_text(block.svg, encoding="utf-8")
+    made = (folder / "report.html", folder / "report.md")
+    for path, text in zip(made, (page(title, lead, sections), document(title, lead, sections)), strict=True):
+        path.write_text(text, encoding="utf-8", newline="\n")
+    return made
 
 
 def page(title: str, lead: Sequence[Block], sections: Sequence[Section]) -> str:
