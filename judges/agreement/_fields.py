@@ -22,6 +22,7 @@ class Ends(TypedDict):
 
     low: float | None
     high: float | None
+    why: NotRequired[str]
 
 
 class Accuracy(Interval):
@@ -80,7 +81,7 @@ def empty(shape: Any, why: str = "") -> Any:
     """What stands for an undefined figure of a type: null, or the type's keys, all null, with the reason."""
     if not is_typeddict(shape):
         return None
-    keys = {k: empty(t) for k, t in get_type_hints(shape).items() if k != "why"}
+    keys = {k: empty(t, why) for k, t in get_type_hints(shape).items() if k != "why"}
     return keys | ({"why": why} if why else {})
 
 

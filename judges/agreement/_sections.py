@@ -129,9 +129,9 @@ def agreement_of(f: dict[str, Any], judges: Judges) -> list[Block]:
 
 def _rules_table(judges: Judges) -> list[Block]:
     """How far each rule by itself moves the accuracy."""
-    if not judges or all(v is None for r in judges[0][1]["by_rule"].values() for v in r.values()):
+    if not judges or judges[0][1]["n"] == 0:
         return []
-    cases = [(rule, value) for rule, values in judges[0][1]["by_rule"].items() for value in values]
+    cases = [(rule, value) for rule, values in judges[0][1]["by_rule"].items() for value in values if value != "why"]
     rows = [[f"{rule}: {value}", *(number(j["by_rule"][rule][value], 4) for _, j in judges)] for rule, value in cases]
     return [Heading("Accuracy with one rule changed"), Table(["rule", *(name for name, _ in judges)], rows)]
 

@@ -179,17 +179,17 @@ def _bias(view: View) -> dict[str, Any]:
     return made | ({"why": why} if why else {})
 
 
-def _by_rule(view: View) -> dict[str, dict[str, float | None]]:
+def _by_rule(view: View) -> dict[str, dict[str, Any]]:
     """Accuracy with one rule changed at a time: how far each of them moves the figure."""
-    made: dict[str, dict[str, float | None]] = {}
+    made: dict[str, dict[str, Any]] = {}
     for rule in ("tie", "swap", "invalid", "gold"):
         made[rule] = {}
         for value in get_args(Rules.model_fields[rule].annotation):
             other = View(view.votes, view.people, view.judge, view.rules.model_copy(update={rule: value}), view.among)
             try:
                 made[rule][value] = float((other.table * other.credit).sum() / other.table.sum())
-            except Undefined:
-                made[rule][value] = None
+            except Undefined as e:
+                made[rule] |= {value: None, "why": str(e)}
     return made
 
 

@@ -13,7 +13,6 @@ from judges.pairs_file import LabelledPair
 from tenet.errors import DataError
 from tenet.files import Malformed, kind_of
 from tenet.records import Comparison
-from tenet.settings import closest
 
 VERDICTS = ("A", "B", "tie", "invalid", "refused")
 A, B, TIE, INVALID, REFUSED = range(5)
@@ -159,8 +158,7 @@ class _Gathered:
         if graded:
             return -1, _number(score, "score", -math.inf, math.inf)
         if verdict not in VERDICTS:
-            fix = f"{closest(verdict, VERDICTS)} ({', '.join(VERDICTS)})" if isinstance(verdict, str) else _EXAMPLE
-            raise Malformed("unknown verdict", f"'verdict' is {_shown(verdict)}", fix)
+            raise Malformed("unknown verdict", f"'verdict' is {_shown(verdict)}", f"one of {', '.join(VERDICTS)}")
         return VERDICTS.index(verdict), _NAN
 
     def _rater(self, name: str, kind: Any) -> int:
@@ -197,6 +195,7 @@ class _Gathered:
             return
         if not isinstance(value, str | int | float):
             raise Malformed("wrong type", f"slices.{name} is {kind_of(value)}", "a slice's value is text or a number")
+        _encodable(f"{name}{value}", f"slices.{name}")
         known = self._slices.setdefault(name, {})
         if known.setdefault(item, str(value)) != str(value):
             what = f"slices.{name} is {str(value)!r}; it was {known[item]!r} before"
@@ -291,11 +290,21 @@ def _rank(order: Array) -> Array:
 
 def _name(value: Any, key: str) -> str:
     if isinstance(value, str) and value:
+        _encodable(value, key)
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     said = "empty" if value == "" else kind_of(value)
     raise Malformed("no name", f"{key!r} is {said}", f"every vote names its {key}; {_EXAMPLE}")
+
+
+def _encodable(text: str, key: str) -> None:
+    # A lone surrogate would pass here and break the JSON and the report.
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise Malformed("not Unicode", f"{key!r} is not valid Unicode", "take out the lone surrogate") from None
 
 
 def _number(value: Any, key: str, low: float, high: float) -> float:
