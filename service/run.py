@@ -25,7 +25,7 @@ from service.pipeline import EVERYTHING, Outcome, Pipeline, Tally, Window
 from service.recipe import Plan
 from tenet.engines import Engine
 from tenet.engines._cache import Budget, CachedEngine
-from tenet.errors import AccountingError, BudgetExceeded, RunFolderError
+from tenet.errors import AccountingError, BudgetExceeded, RunFolderError, SettingsError
 from tenet.ledger import Calls, Rows, explain
 from tenet.records import Dropped, Preference, Usage, Verdict, canonical
 
@@ -92,8 +92,7 @@ async def execute(
     hooks = hooks or Hooks()
     built = plan.build_engines() if engines is None else engines
     try:
-        # What an engine cannot give is found before it takes half a minute to start.
-        judges.open_judge(dict(plan.recipe.judge), built, plan.constitution, plan.recipe.seed)
+        _check(plan, built)
         hooks.stage("reading the prompts")
         census = await asyncio.to_thread(prompts.check, plan.recipe.prompts)
         with open_rows(plan) as rows, Calls(plan.folder.parent / "calls.sqlite") as calls:
@@ -117,6 +116,20 @@ async def execute(
         if engines is None:
             for engine in {id(e): e for e in built.values()}.values():
                 await engine.close()
+
+
+def _check(plan: Plan, engines: dict[str, Engine]) -> None:
+    """What an engine cannot give is found before it takes half a minute to start."""
+    recipe = plan.recipe
+    for judge in (recipe.judge, *(p.scorer for p in recipe.pairs if p.scorer)):
+        judges.open_judge(dict(judge), engines, plan.constitution, recipe.seed)
+    for name in sorted(plan.writers):
+        if engines[name].has_scores:
+            raise SettingsError(
+                f"the model {name!r} is a reward model and writes nothing",
+                where=f"{plan.source}, models.{name}",
+                fix="name another under respond.model and revise.model, or put one before it",
+            )
 
 
 async def _start(engine: Engine) -> None:

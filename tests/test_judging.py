@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,13 @@ def test_the_card_flags_a_judge_of_the_writers_own_family(tmp_path: Path) -> Non
     assert "writer's family" not in (tmp_path / "runs/other/README.md").read_text()
 
 
+def test_a_reward_model_writes_no_replies(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="'rm' is a reward model and writes nothing"):
+        generate(tmp_path, judge=KINDS["pairwise"], respond={"samples": 4, "model": "rm"})
+    with pytest.raises(SettingsError, match="is a reward model"):
+        generate(tmp_path, judge={"kind": "pairwise", "model": "rm"})
+
+
 # -- pairs by score ----------------------------------------------------------------------------------
 
 
@@ -324,3 +332,12 @@ def test_the_plan_counts_the_calls_of_a_scorer(tmp_path: Path) -> None:
 def test_best_of_without_scores_is_refused_before_the_first_call(tmp_path: Path, settings: Any, said: str) -> None:
     with pytest.raises(InputError, match=said):
         generate(tmp_path, dry=True, **{"judge": {"kind": "pairwise"}, **settings})
+
+
+def test_the_configs_in_the_docs_are_right(tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent / "docs/judges.md").read_text()
+    found = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert len(found) >= 3
+    for config in found:
+        (tmp_path / "judge.yaml").write_text(config)
+        assert judging.open_config(tmp_path / "judge.yaml").models

@@ -14,8 +14,10 @@ from judges import _parse, open_judge, open_scorer
 from judges.pointwise import p_higher
 from judges.rewards import reward_function
 from tenet.engines import Reply, Request
+from tenet.engines._cache import CachedEngine
 from tenet.engines.scripted import ScriptedEngine
 from tenet.errors import ConstitutionError, SettingsError
+from tenet.ledger import Calls
 from tenet.records import Comparison, Message, Prompt, Rating, Score
 
 KIND = Principle(id="kind", choose="Which is kinder?", score="How kind is the reply?")
@@ -209,6 +211,15 @@ def test_rewards_can_be_asked_for_inside_an_event_loop() -> None:
         return rewards()(prompts=["q"], completions=["GOOD"])
 
     assert asyncio.run(notebook())[0] is not None
+
+
+def test_rewards_are_stored_and_paid_once(tmp_path: Path) -> None:
+    with Calls(tmp_path / "calls.sqlite") as calls:
+        engine = CachedEngine(ScriptedEngine(likes_good), calls, "training")
+        f = reward_function(open_scorer({"kind": "pointwise"}, engine, RULES))
+        first = f(prompts=["q"] * 3, completions=["GOOD", "BAD", "GOOD"])
+        assert f(prompts=["q"] * 3, completions=["GOOD", "BAD", "GOOD"]) == first
+        assert (engine.asked, first[0]) == (2, first[2])
 
 
 @pytest.mark.filterwarnings("ignore")  # what TRL and its packages warn of is theirs
