@@ -8,13 +8,17 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 from tenet.records import Frozen
+from trainers.moe._coach import split
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+    from trainers.moe._coach import Coach
 
 
 class Settings(Frozen):
@@ -51,6 +55,8 @@ class Step(NamedTuple):
     tokens: int
     loss: float
     """Mean cross-entropy over the learnt tokens of the step, in nats."""
+    router: dict[str, float] = {}
+    """What a mixture of experts' routers did in the step, see `trainers.moe`."""
 
 
 def batches(examples: Iterable[Example], batch_tokens: int, seed: int) -> Iterator[list[Example]]:
@@ -107,13 +113,23 @@ def loss_of(model: PreTrainedModel, batch: list[Example]) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][learn[:, 1:]])
 
 
+def real(batch: list[Example]) -> torch.Tensor:
+    """[B, T] which places of the padded batch hold a token."""
+    import torch
+
+    lengths = torch.tensor([[len(e.ids)] for e in batch])
+    return torch.arange(int(lengths.max())) < lengths
+
+
 def optimizers(model: PreTrainedModel, settings: Settings) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices (Jordan et al. 2024), AdamW for embeddings and norms."""
     import torch
 
     matrices, rest = [], []
     for name, weight in model.named_parameters():
-        (matrices if weight.ndim == 2 and "embed" not in name else rest).append(weight)
+        # A router's rows are E separate directions; a fused stack of experts is no matrix.
+        matrix = weight.ndim == 2 and "embed" not in name and not name.endswith(".gate.weight")
+        (matrices if matrix else rest).append(weight)
     return [
         torch.optim.Muon(
             matrices, lr=settings.matrix_lr, momentum=0.95, weight_decay=settings.weight_decay
@@ -127,15 +143,21 @@ def train(
     examples: Iterable[Example],
     settings: Settings,
     progress: Callable[[Step], None] = lambda _: None,
+    coach: Coach | None = None,
 ) -> None:
-    """Trains the model in place until `settings.tokens` are seen or the examples end."""
+    """Trains the model in place until `settings.tokens` are seen or the examples end.
+
+    With a coach, its router losses are added, and the model is not compiled: hooks would break the graphs.
+    """
     import torch
 
     torch.manual_seed(settings.seed)
     model.train()
-    if settings.compile and (shutil.which("g++") or shutil.which("c++")):
+    if settings.compile and coach is None and (shutil.which("g++") or shutil.which("c++")):
         model.base_model.compile(dynamic=True)
     both = optimizers(model, settings)
+    if coach is not None:
+        split(both[1], coach.router_parameters())
     peaks = [group["lr"] for o in both for group in o.param_groups]
     seen = 0
     for batch in batches(examples, settings.batch_tokens, settings.seed):
@@ -144,12 +166,15 @@ def train(
         share = rate(seen / settings.tokens, settings)
         for group, peak in zip((g for o in both for g in o.param_groups), peaks, strict=True):
             group["lr"] = peak * share
-        loss = loss_of(model, batch)
-        loss.backward()
+        with nullcontext() if coach is None else coach.recording(real(batch)):
+            loss = loss_of(model, batch)
+        (loss if coach is None else loss + coach.loss()).backward()
+        if coach is not None:
+            coach.before_step(both[1])
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in both:
             optimizer.step()
             optimizer.zero_grad()
         seen += sum(len(e.ids) for e in batch)
-        progress(Step(seen, float(loss.detach())))
+        progress(Step(seen, float(loss.detach()), {} if coach is None else coach.after_step()))
     model.eval()

@@ -1,0 +1,1 @@
+"""Mixture-of-experts: router losses, their schedule, upcycling of dense models, and a look at the routing."""
