@@ -285,6 +285,10 @@ def _check(s: Settings) -> None:
             "log-probabilities without a rationale are the same in every sample",
             where="judge.samples", fix="cot: true or read: text, or samples: 1",
         )  # fmt: skip
+    if s.temperature > 0 and not (s.cot or s.read == "text"):
+        raise SettingsError(
+            "log-probabilities are read, nothing is drawn", where="judge.temperature", fix="cot: true or read: text"
+        )
     if s.samples > 1 and s.temperature == 0:
         raise SettingsError(
             "at temperature 0 every sample is the same", where="judge.samples", fix="temperature: 1.0, or samples: 1"

@@ -111,3 +111,16 @@ def vllm_engine(tiny_model: Path) -> Iterator[Any]:
     )
     yield engine
     asyncio.run(engine.close())
+
+
+@pytest.fixture(scope="session")
+def nano_engine() -> Iterator[Any]:
+    """nano's assistant, served by vLLM: for claims about what a judge makes of a model that knows the task.
+
+    Ask it through `asyncio.run`, as the other.
+    """
+    from tenet.engines.vllm import Settings, build
+
+    engine = build(Settings(model="nano:assistant", max_model_len=1024, kv_cache_gib=0.25))
+    yield engine
+    asyncio.run(engine.close())

@@ -287,6 +287,7 @@ def test_clamping_bounds_every_vote_and_keeps_its_side() -> None:
         ({"clamp": [0.6, 0.4], "cot": True}, "clamp"),
         ({"samples": 3}, "same in every sample"),
         ({"samples": 3, "cot": True}, "temperature 0"),
+        ({"temperature": 1.0}, "nothing is drawn"),
         ({"clamp": [0.4, 0.6], "cot": True, "labels": "hard"}, "hard"),
     ],
 )

@@ -1,0 +1,79 @@
+"""Every kind of judge on a real model that knows the task, against the oracle: fresh pairs, known and new wordings."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+import pytest
+
+from constitution import Constitution, Principle
+from judges import open_judge, open_scorer
+from nano import tasks, world
+from nano.constitution import principle
+from nano.world import Rule
+from tenet.records import Comparison, Label, Message, Prompt
+
+PAIRWISE = {"kind": "pairwise"}
+COT = {"kind": "pairwise", "cot": True}
+POINTWISE = {"kind": "pointwise"}
+KINDS: dict[str, dict[str, Any]] = {
+    "pairwise": PAIRWISE,
+    "in words": {**PAIRWISE, "read": "text"},
+    "chain of thought": COT,
+    "three samples, clamped": {**COT, "samples": 3, "temperature": 1.0, "clamp": [0.4, 0.6]},
+    "pointwise": POINTWISE,
+    "pointwise in words": {**POINTWISE, "read": "text"},
+    "panel": {"kind": "panel", "members": [PAIRWISE, COT, POINTWISE]},
+}
+Item = tuple[Constitution, Comparison, Label]
+
+
+def items(n: int) -> list[Item]:
+    """Pairs of which exactly one reply breaks the one rule; every other rule is in a wording never trained on."""
+    rng = random.Random("judges on nano")
+    found: list[Item] = []
+    while len(found) < n:
+        rule = Rule(key := rng.choice(tasks.KEYS), world.rule(rng, key, bool(len(found) % 2)).wording)
+        asked, a, b, right = tasks.pair(rng, key)
+        if a.breaks(key) == b.breaks(key):
+            continue
+        rules = Constitution(name="one", principles=(Principle.model_validate(principle(rule)),))
+        prompt = Prompt(messages=(Message(role="user", content=asked),))
+        found.append((rules, Comparison(prompt=prompt, a=a.text, b=b.text), "A" if right == "A" else "B"))
+    return found
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_each_kind_finds_the_reply_that_keeps_the_rule(nano_engine: Any, name: str) -> None:
+    async def judge_all() -> list[bool]:
+        said = [open_judge(KINDS[name], nano_engine, rules).judge(pair) for rules, pair, _ in items(60)]
+        return [v.label == right for v, (_, _, right) in zip(await asyncio.gather(*said), items(60), strict=True)]
+
+    right = asyncio.run(judge_all())
+    assert sum(right) >= 0.95 * len(right)
+
+
+def test_rationales_say_what_each_reply_does_and_are_kept(nano_engine: Any) -> None:
+    rules, pair, _ = items(1)[0]
+    verdict = asyncio.run(open_judge(COT, nano_engine, rules).judge(pair))
+    for vote in verdict.votes:
+        assert vote.rationale.startswith("Reply A:")
+        assert "Reply B:" in vote.rationale
+        assert vote.why == ""
+
+
+def test_scores_of_single_replies_tell_kept_rules_from_broken_ones(nano_engine: Any) -> None:
+    async def score_all() -> list[tuple[float, float]]:
+        scorers = [(open_scorer(POINTWISE, nano_engine, rules), pair, right) for rules, pair, right in items(30)]
+        sides = [(pair.a, pair.b) if right == "A" else (pair.b, pair.a) for _, pair, right in scorers]
+        said = await asyncio.gather(
+            *(s.score(pair.prompt, t) for (s, pair, _), texts in zip(scorers, sides, strict=True) for t in texts)
+        )
+        values = [s.value for s in said]
+        assert all(v is not None and -1 <= v <= 1 for v in values)
+        return list(zip(values[::2], values[1::2], strict=True))  # type: ignore[arg-type]
+
+    pairs = asyncio.run(score_all())
+    assert sum(kept > 0 > broken for kept, broken in pairs) >= 27
