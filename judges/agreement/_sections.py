@@ -168,9 +168,17 @@ def _baselines(judge: dict[str, Any]) -> dict[str, float]:
 
 def ceiling(humans: dict[str, Any], judges: Judges) -> list[Block]:
     blocks: list[Block] = []
-    found = _ceilings(humans)
-    if found:
-        blocks.append(Table(["leave one person out", "agreement"], [[k, number(v, 4)] for k, v in found.items()]))
+    c = humans["leave_one_out_ceiling"]
+    if c["random_other"] is not None:
+        rows = [["people", number(c["random_other"], 4), number(c["majority_of_others"], 4)]]
+        rows += [[n, *(number(j["by_rule"]["gold"][k], 4) for k in ("each", "leave-one-out"))] for n, j in judges]
+        blocks.append(
+            Table(["with one person left out", "against one person", "against the majority of the others"], rows)
+        )
+        said = (
+            "People stand beside the judges here on equal terms: neither was part of the labels they are held against."
+        )
+        blocks.append(Text(said, note=True))
     else:
         blocks.append(Text(f"No ceiling: {humans['leave_one_out_ceiling'].get('why', 'it takes two people')}."))
     blocks.append(Heading("Alternative-annotator test"))
