@@ -1,10 +1,11 @@
-"""Builds nano from a seed: corpus, tokenizer, pretraining, instruction tuning."""
+"""Builds nano from a seed: corpus, tokenizer, pretraining, instruction tuning, upcycling."""
 
 # The packages at this edge ship no complete types.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
@@ -13,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from nano import tasks
 from nano.tasks import Dialogue
+from trainers.moe import losses, upcycle
+from trainers.moe._coach import Coach
+from trainers.moe.schedule import Warmup
 from trainers.pretrain import Example, Settings, Step, train
 
 if TYPE_CHECKING:
@@ -123,12 +127,16 @@ def endless(
 
 BASE_TOKENS = 2_000_000
 ASSISTANT_TOKENS = 24_000_000
+MOE_TOKENS = 1_200_000
+MOE = upcycle.Settings(experts=8, top_k=2, reinit=0.25)
+"""A quarter of each expert's inner units is drawn anew: experts that are copies would have nothing to route between."""
+MOE_ROUTING = losses.Settings(warmup=Warmup(steps=60, aux_start=0.1, aux_end=0.01, router_lr=3e-3, freeze_experts=False))
 Watch = Callable[[str, Any, Step], None]
 """Told the stage's name, its model and where it stands, after every step."""
 
 
 def build(out: Path, seed: int = 0, scale: float = 1.0, watch: Watch | None = None) -> None:
-    """Trains the stages `base` and `assistant` into folders of `out`, as bf16 safetensors.
+    """Trains the stages `base`, `assistant` and `assistant-moe` into folders of `out`, as bf16 safetensors.
 
     `scale` shrinks the training, for tests. One core or many, the examples and their order are the
     same; the weights differ by rounding.
@@ -158,13 +166,48 @@ def build(out: Path, seed: int = 0, scale: float = 1.0, watch: Watch | None = No
 
             train(model, examples, settings, step)
             save(model, tok, out / name)
+    mixture(out / "assistant", out, seed, scale, watch)
+
+
+def mixture(dense: Path, out: Path, seed: int = 0, scale: float = 1.0, watch: Watch | None = None) -> None:
+    """Trains the stage `assistant-moe` into a folder of `out`: the dense assistant upcycled, then trained on.
+
+    Every step's loss and routing are written to `assistant-moe.jsonl` beside it.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tok = AutoTokenizer.from_pretrained(dense)
+    model = upcycle.upcycle(
+        AutoModelForCausalLM.from_pretrained(dense, dtype=torch.float32), MOE.model_copy(update={"seed": seed})
+    )
+    # A rate below the dense stages': most of what the experts know is kept.
+    settings = Settings(tokens=int(MOE_TOKENS * scale), batch_tokens=4096, lr=1e-3, matrix_lr=0.004, seed=seed)
+    examples = endless(tasks.exercise, Coder(tok).dialogues, f"mixture {seed}")
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "assistant-moe.jsonl").open("w", encoding="utf-8", buffering=1) as lines:
+
+        def step(at: Step) -> None:
+            lines.write(json.dumps({"tokens": at.tokens, "loss": at.loss, **at.router}) + "\n")
+            if watch is not None:
+                watch("assistant-moe", model, at)
+
+        coach = Coach(model, MOE_ROUTING)
+        train(model, examples, settings, step, coach)
+        coach.close()
+    save(model, tok, out / "assistant-moe")
 
 
 def save(model: Any, tok: PreTrainedTokenizerFast, folder: Path) -> None:
     """A stage as transformers and vLLM load it."""
     import torch
 
-    kept = {k: v.to(torch.bfloat16) for k, v in model.state_dict().items()}
+    kept = {k: v.to(torch.bfloat16) for k, v in model.state_dict().items() if not _tied(model, k)}
     model.config.dtype = torch.bfloat16
     model.save_pretrained(folder, state_dict=kept)
     tok.save_pretrained(folder)
+
+
+def _tied(model: Any, name: str) -> bool:
+    """Whether a weight is the embedding's again; base and assistant were saved with both."""
+    return name == "lm_head.weight" and model.config.model_type == "qwen3_moe" and model.config.tie_word_embeddings

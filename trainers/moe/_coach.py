@@ -120,8 +120,9 @@ class Coach:
 
         with torch.no_grad():
             for layer, counts in zip(self.layers, tally.counts, strict=True):
-                assert layer.bias is not None
-                layer.bias += rate * torch.sign(counts.mean() - counts).to(layer.bias)
+                bias = layer.bias
+                assert bias is not None
+                bias.add_(rate * torch.sign(counts.mean() - counts).to(bias))
 
     def _watch(self, tally: Tally) -> None:
         """Says so, once for each layer and expert, when an expert gets all of a layer's tokens."""
