@@ -7,6 +7,12 @@ import json
 import math
 import random
 import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +32,7 @@ from tenet.errors import InputError, SettingsError, TooManyFailures
 from tenet.ledger import Rows
 from tests import oracle_script
 
+ROOT = Path(__file__).parent.parent
 CONFIG = """
 constitution: nano
 models:
@@ -206,7 +213,7 @@ def plays(request: Request) -> Reply | str:
 
 
 def generate(folder: Path, script: Any = plays, dry: bool = False, out: str = "run", **settings: Any) -> Any:
-    lines = (Path(__file__).parent.parent / "service/demo_files/prompts.jsonl").read_text().splitlines()[:20]
+    lines = (ROOT / "service/demo_files/prompts.jsonl").read_text().splitlines()[:20]
     (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n")
     settings = {"respond": {"samples": 4}, "limits": {"max_failures": 1.0}, **settings}
     (folder / "recipe.yaml").write_text(RECIPE + "".join(f"{k}: {json.dumps(v)}\n" for k, v in settings.items()))
@@ -335,9 +342,47 @@ def test_best_of_without_scores_is_refused_before_the_first_call(tmp_path: Path,
 
 
 def test_the_configs_in_the_docs_are_right(tmp_path: Path) -> None:
-    text = (Path(__file__).parent.parent / "docs/judges.md").read_text()
+    text = (ROOT / "docs/judges.md").read_text()
     found = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     assert len(found) >= 3
     for config in found:
         (tmp_path / "judge.yaml").write_text(config)
         assert judging.open_config(tmp_path / "judge.yaml").models
+
+
+def test_stopped_or_killed_the_same_command_goes_on(tmp_path: Path) -> None:
+    _, config = write(tmp_path, 60, CONFIG.replace('play"}', 'play", delay: 0.1}') + "limits: {in_flight: 4}\n")
+    command = [
+        sys.executable, "-m", "service", "judge", str(tmp_path / "pairs.jsonl"), "--judge", str(config),
+        "--workspace", str(tmp_path / "runs"),
+    ]  # fmt: skip
+    begin = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    counts: list[int] = []
+    for end in (signal.SIGKILL, signal.SIGINT):
+        process = subprocess.Popen(command, **begin)  # type: ignore[call-overload]
+        deadline = time.monotonic() + 60
+        while stored(tmp_path) < 40 * (len(counts) + 1) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(end)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130}[end]
+        assert ("Stopped" in said) == (end == signal.SIGINT)
+        counts.append(stored(tmp_path))
+        assert not (tmp_path / "runs/judged/pairs.jsonl").exists()  # it appears when it is whole
+    config.write_text(CONFIG)
+    said, rows = run_command(tmp_path)
+    assert int(re.search(r"\((\d+) reused\)", said)[1]) >= counts[-1] > counts[0]  # type: ignore[index]
+    (tmp_path / "calm").mkdir()
+    write(tmp_path / "calm", 60)
+    assert run_command(tmp_path / "calm")[1] == rows
+
+
+def stored(folder: Path) -> int:
+    """How many replies the workspace's ledger holds."""
+    if not (folder / "runs/calls.sqlite").exists():
+        return 0
+    with closing(sqlite3.connect(folder / "runs/calls.sqlite", timeout=30)) as db:
+        try:
+            return int(db.execute("SELECT count(*) FROM calls").fetchone()[0])
+        except sqlite3.OperationalError:  # the file is there, its tables are not yet
+            return 0
