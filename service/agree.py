@@ -182,7 +182,8 @@ def _table(*names: str) -> Table:
 
 def _people_line(humans: dict[str, Any]) -> str:
     ceiling = humans["leave_one_out_ceiling"]["random_other"]
-    said = f"{len(humans['raters'])} people, {humans['items']:,} items"
+    people = len(humans["raters"])
+    said = f"{people} {'person' if people == 1 else 'people'}, {humans['items']:,} items"
     if ceiling is None:
         why = humans["leave_one_out_ceiling"].get("why", "")
         return escape(f"People: {said}; no ceiling: {why}")

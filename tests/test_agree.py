@@ -395,6 +395,17 @@ def test_graded_votes() -> None:
     assert f["humans"]["krippendorff_alpha"]["interval"] == 1.0
 
 
+def test_scores_that_differ_between_orders_have_no_weighted_kappa_under_both() -> None:
+    rows = [{"item": str(i), "rater": "h", "kind": "human", "score": i % 3} for i in range(9)]
+    for order, shift in (("ab", 0), ("ba", 1)):
+        judge = {"rater": "j", "kind": "judge", "order": order}
+        rows += [{**judge, "item": str(i), "score": min(2, i % 3 + shift)} for i in range(9)]
+    both, mean = (figures(rows, swap=swap)["judges"]["j"] for swap in ("both", "mean"))
+    assert both["weighted_kappa"] is None
+    assert "different scores" in both["why"]["weighted_kappa"]
+    assert 0 < mean["weighted_kappa"] < 1
+
+
 def test_scores_of_many_values_are_no_classes_but_correlate() -> None:
     draw = random.Random(4)
     rows: list[dict[str, Any]] = []

@@ -20,7 +20,7 @@ from service.cli import app
 from tenet.engines import Reply, Request
 from tenet.errors import DataError, InputError, SettingsError
 from tenet.pages import escaped, fenced
-from tests.test_agree import made
+from tests.test_agree import DEGENERATE, made
 
 ROOT = Path(__file__).parent.parent
 SECTIONS = [
@@ -121,6 +121,15 @@ def test_the_report_is_one_page_with_all_sections_in_order(tmp_path: Path) -> No
         assert (tmp_path / "r" / "plots" / name).exists()
     for text in (page, twin.replace("\\", "")):
         assert "Rules: ties three-class; orders both; invalid verdicts wrong; gold majority" in text
+
+
+@pytest.mark.parametrize("name", DEGENERATE)
+def test_a_report_of_next_to_nothing_is_still_a_report(tmp_path: Path, name: str) -> None:
+    facts = {"len_a": 3, "len_b": 3, "slices": {"topic": "x"}}
+    rows = [{**row, **facts} for row in DEGENERATE[name]]
+    code, _ = run(file(tmp_path, rows), "--report", tmp_path / "r")
+    assert code == 0
+    assert re.findall(r'<h2 id="[a-z]+">(\w+)</h2>', (tmp_path / "r" / "report.html").read_text()) == SECTIONS
 
 
 def test_the_same_votes_give_the_same_report(tmp_path: Path) -> None:

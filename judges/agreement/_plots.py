@@ -111,7 +111,7 @@ def bias(judges: Named) -> str:
             colour = COLOURS[i % len(COLOURS)]
             right.plot(range(1, len(quarters) + 1), heights, "o-", color=colour, markersize=4, label=short(name))
         left.axvline(0.5, color=SOFT, linewidth=1, linestyle=":")
-        left.set(xlim=(0, 1), ylim=(len(known) - 0.5, -0.5), xlabel="share (black mark: people)")
+        left.set(xlim=(0, 1), ylim=(max(1, len(known)) - 0.5, -0.5), xlabel="share (black mark: people)")
         left.set_yticks(range(len(known)), [name for name, _ in known])
         right.set(xlim=(0.7, 4.3), ylim=(0, 1.02), xlabel="quarter of the difference in length", ylabel="accuracy")
         right.set_xticks([1, 2, 3, 4], ["smallest", "2", "3", "largest"])

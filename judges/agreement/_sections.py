@@ -58,7 +58,8 @@ def people(humans: dict[str, Any]) -> list[Block]:
     raters = humans["raters"]
     blocks: list[Block] = []
     held = ", ".join(f"{label} {n:,}" for label, n in humans["majority"].items())
-    said = f"{len(raters)} people labelled {humans['items']:,} items. Majority labels: {held}"
+    who = "1 person" if len(raters) == 1 else f"{len(raters)} people"
+    said = f"{who} labelled {humans['items']:,} items. Majority labels: {held}"
     blocks.append(Text(f"{said}; without a majority: {humans['no_majority']:,}."))
     fleiss, alpha, ceiling = humans["fleiss_kappa"], humans["krippendorff_alpha"], humans["leave_one_out_ceiling"]
     rows = [

@@ -11,7 +11,7 @@ from typing import Any, NotRequired, TypedDict
 from judges.agreement._fields import Share, empty
 from judges.agreement.rules import Rules, Undefined
 from judges.agreement.view import MOST_GRADES, People, View, plurality
-from judges.agreement.votes import BA, Array, Votes
+from judges.agreement.votes import Array, Votes
 
 MOST_RATERS = 50
 """More people than this, and figures for each pair of them are left out."""
@@ -267,10 +267,10 @@ def _agreement(view: View, crowd: Crowd) -> Array:
 
     others = crowd.ratings[crowd.item] - 1
     if crowd.votes.graded:
-        scores = np.full(len(crowd.votes.items), np.nan)
-        mine = view.cast[crowd.votes.order[view.cast] != BA]
-        scores[crowd.votes.item[mine]] = crowd.votes.score[mine]
-        return _distance(crowd, scores[crowd.item])
+        item, score, size = crowd.votes.item[view.cast], crowd.votes.score[view.cast], len(crowd.votes.items)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = np.bincount(item, score, size) / np.bincount(item, minlength=size)
+        return _distance(crowd, mean[crowd.item])
     faces = view.faces[crowd.item]  # [votes, F]
     padded = np.pad(crowd.people.counts, ((0, 0), (0, 3)))  # invalid, split, and not counted: nobody says that
     same = padded[crowd.item[:, None], faces] - (faces == crowd.label[:, None])

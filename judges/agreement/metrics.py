@@ -69,6 +69,8 @@ def weighted_kappa(view: View) -> float:
     gold, verdict, weight = view.rows()
     if len({*gold, *verdict}) == 1:
         raise Undefined(f"people and judge only ever give {gold[0]}")
+    if not set(verdict) <= set(view.classes):
+        raise Undefined("the judge's two orders gave different scores; choose swap first or mean")
     # By place in the order of the scores in use, as scikit-learn has it.
     place = {name: i for i, name in enumerate(view.classes)}
     ranks = [[place[x] for x in side] for side in (gold, verdict)]
