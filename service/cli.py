@@ -197,16 +197,81 @@ def agree(
         sys.exit(1)
 
 
+@app.command()
+def train(
+    kind: Annotated[str, typer.Argument(help="pretrain, sft, reward, dpo or ppo.")],
+    config: Annotated[Path, typer.Argument(help="How to train (YAML).")],
+    overrides: Overrides = None,
+) -> None:
+    """Trains a model on what a run made. The same command goes on where a training was stopped."""
+    from service import train as trained
+
+    trained.main(kind, config, overrides or [])
+
+
+@app.command()
+def upcycle(
+    dense: Annotated[str, typer.Argument(help="A dense Qwen3 or Llama: a folder, a hub name, or nano:<stage>.")],
+    experts: Annotated[int, typer.Option(help="E, routed experts a layer.")],
+    top_k: Annotated[int, typer.Option("--top-k", help="K, experts for each token.")],
+    out: Annotated[Path, typer.Option(help="The new model's folder.")],
+    granularity: Annotated[int, typer.Option(help="G: experts of 1/G the size; divides E, K and the MLP.")] = 1,
+    shared_expert: Annotated[bool, typer.Option("--shared-expert", help="Also one that all tokens go to.")] = False,
+    noise: Annotated[float, typer.Option(help="Noise on each expert, as a share of its weights' spread.")] = 0.0,
+    reinit: Annotated[float, typer.Option(help="Share of each expert's inner units drawn anew.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Decides routers, noise and what is drawn anew.")] = 0,
+) -> None:
+    """A mixture of experts that computes what the dense model does, until it is trained."""
+    from service import upcycle as command
+
+    said = {
+        "experts": experts, "top_k": top_k, "granularity": granularity, "shared_expert": shared_expert,
+        "noise": noise, "reinit": reinit, "seed": seed,
+    }  # fmt: skip
+    command.main(dense, out, said)
+
+
+@app.command("judge-bench")
+def judge_bench(
+    pairs: Annotated[Path, typer.Argument(help="Pairs with people's labels: JSONL, JSON, CSV or Parquet.")],
+    grid: Annotated[Path, typer.Option(help="A judge's config with grid: and variants: (YAML).")],
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N pairs.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Ask everything anew, to measure seconds.")] = False,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Also write the report here.")] = None,
+    workspace: Annotated[Path, typer.Option(help="Holds calls.sqlite, the stored replies.")] = Path("runs"),
+) -> None:
+    """The same pairs under many settings of a judge: agreement, cost, and which differences are real."""
+    from service import judge_bench as bench
+
+    bench.main(pairs, grid, limit, fresh, json_out, workspace)
+
+
 @nano.command("build")
 def nano_build(
     out: Annotated[Path, typer.Option(help="Folder for the stages.")] = Path("runs/nano"),
     seed: Annotated[int, typer.Option(help="Decides corpus, weights and order.")] = 0,
     scale: Annotated[float, typer.Option(min=0.001, max=4, help="Share of the full training.")] = 1.0,
+    moe_from: Annotated[Path | None, typer.Option(help="Only assistant-moe, from this dense assistant.")] = None,
 ) -> None:
     """Trains the bundled models from a seed, on this machine's CPU."""
     from nano import build
 
-    build.build(out, seed, scale)
+    if moe_from is not None:
+        build.mixture(moe_from, out, seed, scale)
+    else:
+        build.build(out, seed, scale)
+
+
+@nano.command("pairs")
+def nano_pairs(
+    out: Annotated[Path, typer.Option(help="The file (JSONL).")] = Path("runs/nano-pairs.jsonl"),
+    n: Annotated[int, typer.Option("--n", min=1, help="How many pairs.")] = 400,
+    seed: Annotated[int, typer.Option(help="Draws the pairs.")] = 0,
+) -> None:
+    """Labelled pairs of the toy world, with the oracle's labels: what judges can be measured on without people."""
+    from nano import pairs
+
+    pairs.main(n, out, seed)
 
 
 @nano.command("check")
