@@ -24,6 +24,7 @@ from nano import world
 from nano.lexicon import BY_KEY
 from service import judging
 from service.judging import JudgePlan, open_config
+from service.screen import columns, tell
 from tenet.engines import Engine
 from tenet.errors import DataError, SettingsError
 from tenet.records import Comparison, Message, Prompt
@@ -135,7 +136,7 @@ def table(report: Mapping[str, Any]) -> str:
         f"templates: {named}",
         f"structure: {structure['escapes']} escapes in {structure['questions']:,} rendered questions",
     ]
-    return "\n".join([*_lines(rows), *_by_slice(report["attacks"]), "", *tail])
+    return "\n".join([*columns(rows), *_by_slice(report["attacks"]), "", *tail])
 
 
 def _by_slice(found: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -148,13 +149,8 @@ def _by_slice(found: Sequence[Mapping[str, Any]]) -> list[str]:
             none = {"value": None}
             rows = [[f"false accepts by {name}", *values]]
             rows += [[r["name"], *(_shown(r["slices"][name].get(v, none)) for v in values)] for r in hit]
-            lines += ["", *_lines(rows)]
+            lines += ["", *columns(rows)]
     return lines
-
-
-def _lines(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _shown(share: Mapping[str, Any]) -> str:
@@ -179,7 +175,8 @@ async def attack(
     async with judging.opened(plan, workspace, "attack", engines) as session:
         seed = plan.config.seed
         targets = told or bundled_targets(session.judge, plan.constitution, n, seed)
-        report = await run(session.judge, targets, reader=readers(plan), in_flight=plan.config.limits.in_flight)
+        in_flight = plan.config.limits.in_flight
+        report = await run(session.judge, targets, reader=readers(plan), in_flight=in_flight, watch=tell)
         usage = {"asked": session.asked, "reused": session.reused, **session.usage.model_dump()}
     judge = {"settings": dict(plan.config.judge), "engines": [e.name for e in session.judge.engines]}
     source = str(pairs) if pairs else "nano's small world"

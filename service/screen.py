@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -118,3 +120,14 @@ def show_plan(d: Description) -> None:
     for title, text in d.examples:
         console.rule(escape(title))
         console.print(escape(text))
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines with columns, never wrapped: for tables that are also kept in files."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def tell(doing: str) -> None:
+    """Says on stderr what a long command is at."""
+    print(doing, file=sys.stderr, flush=True)

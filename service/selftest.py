@@ -24,6 +24,7 @@ from judges.selftest import CASES, Case, Evidence, Traits
 from service._workshop import DRIVES, Subject, Workshop, probe, traits_of
 from service.judging import open_config
 from service.recipe import Plan
+from service.screen import columns
 from tenet.errors import SettingsError, TenetError
 from tenet.ledger import Rows
 from tenet.records import Comparison, Dropped, Preference, Verdict
@@ -208,10 +209,8 @@ def table(certificate: Certificate) -> str:
     """The results, one a line, what was wrong or is to be known, and the verdict."""
     rows = [("case", "planted", "expected", "got", "result")]
     rows += [(r.name, r.planted, r.expected, r.got, r.state) for r in certificate.results]
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     notes = [f"{r.name}: {why}" for r in certificate.results for why in r.why]
-    return "\n".join([*lines, "", *notes, certificate.verdict])
+    return "\n".join([*columns(rows), "", *notes, certificate.verdict])
 
 
 def main(config: Path, overrides: Sequence[str], json_out: Path | None) -> bool:
