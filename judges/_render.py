@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from tenet.records import Message, Prompt
 from tenet.templates import fence_safe, fill, load
@@ -15,9 +16,14 @@ TAGS = frozenset({"conversation", "system", "human", "assistant", "reply", "repl
 _TURN = {"system": "system", "user": "human", "assistant": "assistant"}
 
 
+@lru_cache(1024)  # a pair's texts are asked about once for each principle and slot order
+def _safe(text: str) -> str:
+    return fence_safe(text, TAGS)
+
+
 def conversation(messages: Sequence[Message]) -> str:
     """The turns of a conversation, each in a fence of its own, so that no turn can fake another."""
-    return "\n".join(f"<{_TURN[m.role]}>{fence_safe(m.content, TAGS)}</{_TURN[m.role]}>" for m in messages)
+    return "\n".join(f"<{_TURN[m.role]}>{_safe(m.content)}</{_TURN[m.role]}>" for m in messages)
 
 
 def pairwise(messages: Sequence[Message], a: str, b: str, question: str, template: str = PAIRWISE) -> str:
@@ -25,15 +31,15 @@ def pairwise(messages: Sequence[Message], a: str, b: str, question: str, templat
     return fill(
         template,
         conversation=conversation(messages),
-        a=fence_safe(a, TAGS),
-        b=fence_safe(b, TAGS),
+        a=_safe(a),
+        b=_safe(b),
         question=question,
     )
 
 
 def pointwise(messages: Sequence[Message], reply: str, question: str) -> str:
     """The question how good one reply is, from 1 to 10."""
-    return fill(POINTWISE, conversation=conversation(messages), reply=fence_safe(reply, TAGS), question=question)
+    return fill(POINTWISE, conversation=conversation(messages), reply=_safe(reply), question=question)
 
 
 def shown(prompt: Prompt, *replies: str) -> tuple[str, ...]:

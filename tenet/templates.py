@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import resources
 
 from tenet.errors import SettingsError
@@ -66,8 +66,13 @@ _LOOKS = str.maketrans("‹〈⟨❮˂ᐸᚲ⁄∕╱⧸аеорсухіѕјԁһ
 _UNSEEN = ("Cf", "Mn", "Me", "Cc")
 
 
-def _skeleton(text: str) -> tuple[str, list[int]]:
+_CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
+
+
+def _skeleton(text: str) -> tuple[str, Sequence[int]]:
     """What a text looks like, in lower case, and where in the text each of its characters stands."""
+    if text.isascii() and not _CONTROLS.search(text):
+        return text.lower(), range(len(text))
     shape: list[str] = []
     places: list[int] = []
     for i, c in enumerate(text):
