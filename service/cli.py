@@ -20,6 +20,8 @@ app = typer.Typer(
 )
 nano = typer.Typer(help="The bundled toy models.", no_args_is_help=True)
 app.add_typer(nano, name="nano")
+inspect = typer.Typer(help="What a training did to a model.", no_args_is_help=True)
+app.add_typer(inspect, name="inspect")
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[key=value …]", help="Settings that replace the file's.")
@@ -244,6 +246,21 @@ def judge_bench(
     from service import judge_bench as bench
 
     bench.main(pairs, grid, limit, fresh, json_out, workspace)
+
+
+@inspect.command("routing")
+def inspect_routing(
+    model: Annotated[str, typer.Argument(help="A mixture of experts: a folder, a hub name, or nano:<stage>.")],
+    data: Annotated[Path, typer.Argument(help="Texts: JSONL or Parquet with messages, prompt or text.")],
+    compare: Annotated[str | None, typer.Option(help="A second model of the same shape.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for report.html, report.md, routing.json.")] = Path("runs/routing"),
+    length: Annotated[int, typer.Option(min=2, help="Most tokens of a text.")] = 512,
+    limit: Annotated[int, typer.Option(min=1, help="Most texts.")] = 400,
+) -> None:
+    """Where tokens go: load, specialisation and co-activation of experts; what a second model does differently."""
+    from service import routing
+
+    routing.main(model, data, compare, out, length, limit)
 
 
 @nano.command("build")

@@ -23,6 +23,7 @@ from pydantic import Field, model_validator
 
 from tenet.errors import SettingsError
 from tenet.records import Frozen
+from trainers._common import quiet
 
 if TYPE_CHECKING:
     import torch
@@ -202,8 +203,7 @@ def save(made: PreTrainedModel, source: Path, settings: Settings, out: Path) -> 
 
     SettingsError if `out` holds something already.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise SettingsError("holds something already", where=str(out), fix="name an empty or a new folder")
+    refuse_full(out)
     beside = out.with_name(out.name + ".partial")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
@@ -219,19 +219,26 @@ def save(made: PreTrainedModel, source: Path, settings: Settings, out: Path) -> 
     beside.rename(out)
 
 
-Watch = Callable[[str], None]
+def refuse_full(out: Path) -> None:
+    """SettingsError if a folder holds something, or is a file."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise SettingsError("holds something already", where=str(out), fix="name an empty or a new folder")
 
 
-def main(source: Path, settings: Settings, out: Path, say: Watch = lambda _: None) -> dict[str, float | int]:
+def main(source: Path, settings: Settings, out: Path, say: Callable[[str], None] = lambda _: None) -> dict[str, float | int]:
     """Upcycles a model folder; gives sizes, and the largest difference of logits in float32 on 4 x 64 random tokens."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    check(AutoConfig.from_pretrained(source), settings, str(source))
-    dense = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
-    made = upcycle(dense, settings, str(source))
-    say(f"{dense.num_parameters():,} weights become {made.num_parameters():,}")
-    save(made, source, settings, out)
+    with quiet():
+        check(AutoConfig.from_pretrained(source, trust_remote_code=False), settings, source.name)
+        refuse_full(out)
+        dense = AutoModelForCausalLM.from_pretrained(
+            source, dtype="auto", use_safetensors=True, trust_remote_code=False, local_files_only=True
+        )
+        made = upcycle(dense, settings, source.name)
+        say(f"{dense.num_parameters():,} weights become {made.num_parameters():,}")
+        save(made, source, settings, out)
     ids = torch.randint(dense.config.vocab_size, (4, 64), generator=torch.Generator().manual_seed(settings.seed))
     apart = difference(dense.float().eval(), made.float(), ids)
     per_expert = 3 * dense.config.hidden_size * dense.config.intermediate_size // settings.granularity
