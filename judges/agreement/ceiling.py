@@ -9,8 +9,9 @@ from itertools import combinations
 from typing import Any, NotRequired, TypedDict
 
 from judges.agreement._fields import Share, empty
+from judges.agreement.people import MOST_GRADES, People, plurality
 from judges.agreement.rules import Rules, Undefined
-from judges.agreement.view import MOST_GRADES, People, View, plurality
+from judges.agreement.view import View
 from judges.agreement.votes import Array, Votes
 
 MOST_RATERS = 50

@@ -13,8 +13,9 @@ from judges.agreement._fields import empty, figure
 from judges.agreement.between import between
 from judges.agreement.calibration import calibration
 from judges.agreement.ceiling import AltTest, Crowd
+from judges.agreement.people import People
 from judges.agreement.rules import Rules, Undefined
-from judges.agreement.view import People, View
+from judges.agreement.view import View
 from judges.agreement.votes import VERDICTS, Array, Votes
 from tenet.errors import SettingsError
 from tenet.settings import closest

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from judges._table import Table
+from judges.agreement import _checks
+from judges.agreement._checks import EXAMPLE
 from judges.pairs_file import LabelledPair
 from tenet.errors import DataError
 from tenet.files import Malformed, kind_of
@@ -20,7 +22,6 @@ NO_ORDER, AB, BA = range(3)
 _ORDERS = {None: NO_ORDER, "ab": AB, "ba": BA}
 _KINDS = ("human", "judge")
 _KNOWN = ("item", "rater", "kind", "verdict", "order", "p_a", "score", "slices", "len_a", "len_b")
-_EXAMPLE = 'a vote is {"item": "q1", "rater": "ann", "kind": "human", "verdict": "A"}'
 _NAN = float("nan")
 
 Array = Any
@@ -74,13 +75,13 @@ def read(path: str, duplicates: Literal["refuse", "last", "majority"] = "refuse"
     table = Table(path)
     gathered = _Gathered(duplicates)
     first = True
-    for number, value in table.rows("votes", _EXAMPLE):
+    for number, value in table.rows("votes", EXAMPLE):
         try:
-            row = table.decode(value, _EXAMPLE)
+            row = table.decode(value, EXAMPLE)
             if first and not row.keys() & {"verdict", "score", "item"} and row.keys() & {"a", "chosen"}:
                 return from_pairs(pairs_file.read(path), duplicates)
             first = False
-            gathered.add(_typed(row) if table.is_text else row, number)
+            gathered.add(_checks.typed(row) if table.is_text else row, number)
         except Malformed as stop:
             raise stop.at(table.place(number)) from None
     return gathered.votes(table.place)
@@ -127,14 +128,14 @@ class _Gathered:
 
     def add(self, row: dict[str, Any], number: int) -> None:
         """Checks one vote and keeps it; Malformed if it cannot be used."""
-        item = self._items.setdefault(_name(row.get("item"), "item"), len(self._items))
-        rater = self._rater(_name(row.get("rater"), "rater"), row.get("kind"))
+        item = self._items.setdefault(_checks.name_of(row.get("item"), "item"), len(self._items))
+        rater = self._rater(_checks.name_of(row.get("rater"), "rater"), row.get("kind"))
         verdict, score = self._said(row, number)
         order = row.get("order")
         if order is not None and order not in ("ab", "ba"):
-            raise Malformed("unknown order", f"'order' is {_shown(order)}", "ab (A was shown first) or ba")
+            raise Malformed("unknown order", f"'order' is {_checks.shown(order)}", "ab (A was shown first) or ba")
         p_a = row.get("p_a")
-        p = _NAN if p_a is None else _number(p_a, "p_a", 0.0, 1.0)
+        p = _NAN if p_a is None else _checks.number_of(p_a, "p_a", 0.0, 1.0)
         for name, value in zip(
             ("item", "rater", "verdict", "order", "row"), (item, rater, verdict, _ORDERS[order], number), strict=True
         ):
@@ -156,21 +157,23 @@ class _Gathered:
             what = f"is {'graded' if graded else 'a verdict'}, and row {self._graded[1]} is not"
             raise Malformed("mixed", what, "keep scores and verdicts in files of their own")
         if graded:
-            return -1, _number(score, "score", -math.inf, math.inf)
+            return -1, _checks.number_of(score, "score", -math.inf, math.inf)
         if verdict not in VERDICTS:
-            raise Malformed("unknown verdict", f"'verdict' is {_shown(verdict)}", f"one of {', '.join(VERDICTS)}")
+            raise Malformed(
+                "unknown verdict", f"'verdict' is {_checks.shown(verdict)}", f"one of {', '.join(VERDICTS)}"
+            )
         return VERDICTS.index(verdict), _NAN
 
     def _rater(self, name: str, kind: Any) -> int:
         rater = self._raters.get(name)
         if rater is None:
             if kind not in _KINDS:
-                raise Malformed("unknown kind", f"'kind' is {_shown(kind)}", "human or judge")
+                raise Malformed("unknown kind", f"'kind' is {_checks.shown(kind)}", "human or judge")
             rater = self._raters[name] = len(self._kinds)
             self._kinds.append(kind)
         elif kind != self._kinds[rater]:
             if kind not in _KINDS:
-                raise Malformed("unknown kind", f"'kind' is {_shown(kind)}", "human or judge")
+                raise Malformed("unknown kind", f"'kind' is {_checks.shown(kind)}", "human or judge")
             what = f"the rater {name!r} is a {kind} here and a {self._kinds[rater]} in an earlier vote"
             raise Malformed("two kinds", what, "give people and judges names of their own")
         return rater
@@ -178,7 +181,7 @@ class _Gathered:
     def _about(self, row: dict[str, Any], item: int) -> None:
         for name, known in self._facts.items():
             if (value := row.get(name)) is not None:
-                length = _number(value, name, 0, math.inf)
+                length = _checks.number_of(value, name, 0, math.inf)
                 if known.setdefault(item, length) != length:
                     raise Malformed("contradiction", f"{name!r} is {value}; it was {known[item]:g} before", "mend one")
         given = row.get("slices")
@@ -195,7 +198,7 @@ class _Gathered:
             return
         if not isinstance(value, str | int | float):
             raise Malformed("wrong type", f"slices.{name} is {kind_of(value)}", "a slice's value is text or a number")
-        _encodable(f"{name}{value}", f"slices.{name}")
+        _checks.encodable(f"{name}{value}", f"slices.{name}")
         known = self._slices.setdefault(name, {})
         if known.setdefault(item, str(value)) != str(value):
             what = f"slices.{name} is {str(value)!r}; it was {known[item]!r} before"
@@ -286,47 +289,3 @@ def _rank(order: Array) -> Array:
     rank = np.empty(len(order), dtype=np.int32)
     rank[order] = np.arange(len(order), dtype=np.int32)
     return rank
-
-
-def _name(value: Any, key: str) -> str:
-    if isinstance(value, str) and value:
-        _encodable(value, key)
-        return value
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    said = "empty" if value == "" else kind_of(value)
-    raise Malformed("no name", f"{key!r} is {said}", f"every vote names its {key}; {_EXAMPLE}")
-
-
-def _encodable(text: str, key: str) -> None:
-    # A lone surrogate would pass here and break the JSON and the report.
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise Malformed("not Unicode", f"{key!r} is not valid Unicode", "take out the lone surrogate") from None
-
-
-def _number(value: Any, key: str, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or math.isinf(value):
-        said = f"a number ({value!r})" if isinstance(value, float) else kind_of(value)
-        raise Malformed("not a number", f"{key!r} is {said}", "write a finite number, or leave it out")
-    if not low <= value <= high:
-        raise Malformed("out of range", f"{key!r} is {value!r}", f"it lies in [{low:g}, {high:g}]")
-    return float(value)
-
-
-def _shown(value: Any) -> str:
-    return repr(value[:60]) if isinstance(value, str) else kind_of(value)
-
-
-def _typed(row: dict[str, Any]) -> dict[str, Any]:
-    """A CSV row with its numbers as numbers."""
-    made = dict(row)
-    for key in ("p_a", "score", "len_a", "len_b"):
-        if key in made:
-            try:
-                made[key] = float(made[key])
-            except ValueError:
-                raise Malformed("not a number", f"{key!r} is {made[key]!r}", "write a finite number") from None
-    return made

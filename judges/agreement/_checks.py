@@ -1,0 +1,58 @@
+"""Single values of a vote: taken as they should be, or Malformed with what would be right."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tenet.files import Malformed, kind_of
+
+EXAMPLE = 'a vote is {"item": "q1", "rater": "ann", "kind": "human", "verdict": "A"}'
+
+
+def name_of(value: Any, key: str) -> str:
+    """The name of an item or rater: text, or a whole number as text."""
+    if isinstance(value, str) and value:
+        encodable(value, key)
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    said = "empty" if value == "" else kind_of(value)
+    raise Malformed("no name", f"{key!r} is {said}", f"every vote names its {key}; {EXAMPLE}")
+
+
+def encodable(text: str, key: str) -> None:
+    """Malformed unless the text can be written as UTF-8."""
+    # A lone surrogate would pass here and break the JSON and the report.
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise Malformed("not Unicode", f"{key!r} is not valid Unicode", "take out the lone surrogate") from None
+
+
+def number_of(value: Any, key: str, low: float, high: float) -> float:
+    """A finite number in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or math.isinf(value):
+        said = f"a number ({value!r})" if isinstance(value, float) else kind_of(value)
+        raise Malformed("not a number", f"{key!r} is {said}", "write a finite number, or leave it out")
+    if not low <= value <= high:
+        raise Malformed("out of range", f"{key!r} is {value!r}", f"it lies in [{low:g}, {high:g}]")
+    return float(value)
+
+
+def shown(value: Any) -> str:
+    """A value as an error quotes it."""
+    return repr(value[:60]) if isinstance(value, str) else kind_of(value)
+
+
+def typed(row: dict[str, Any]) -> dict[str, Any]:
+    """A CSV row with its numbers as numbers."""
+    made = dict(row)
+    for key in ("p_a", "score", "len_a", "len_b"):
+        if key in made:
+            try:
+                made[key] = float(made[key])
+            except ValueError:
+                raise Malformed("not a number", f"{key!r} is {made[key]!r}", "write a finite number") from None
+    return made
