@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
 from judges import pairs_file
@@ -105,16 +109,24 @@ def judged(pairs: list[LabelledPair], job: Job) -> Votes:
     for pair in pairs:
         votes_file.add_pair(gathered, pair)
 
-    async def ask(plan: judging.JudgePlan, rater: str) -> None:
+    async def ask(plan: judging.JudgePlan, rater: str, seen: Callable[[], None]) -> None:
         limits = plan.config.limits
         async with judging.opened(plan, job.workspace, f"agree:{rater}") as session:
             async for one in judging.judge_pairs(session.judge, pairs, limits.in_flight, limits.max_failures):
                 for row in judging.votes_of(one, rater):
                     if row["kind"] == "judge":
                         gathered.add(row, one.pair.row)
+                seen()
 
-    for plan, name in zip(plans, names, strict=True):
-        asyncio.run(ask(plan, name))
+    columns = ("{task.description}", BarColumn(bar_width=28), MofNCompleteColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=Console(stderr=True)) as bars:
+            for plan, name in zip(plans, names, strict=True):
+                bar = bars.add_task(escape(name), total=len(pairs))
+                asyncio.run(ask(plan, name, partial(bars.advance, bar)))
+    except KeyboardInterrupt:
+        print("\nStopped. Stored replies stay; the same command goes on.", file=sys.stderr)
+        sys.exit(130)
     return gathered.votes(pairs={pair.id: pair.comparison for pair in pairs})
 
 
