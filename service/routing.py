@@ -31,7 +31,8 @@ def main(model: str, data: Path, other: str | None, out: Path, length: int, limi
         if other is not None:
             second = _common.locate(other)
             if _common.tokenizer_of(second, chat=False).get_vocab() != tok.get_vocab():
-                raise SettingsError(f"{other} has another tokenizer", where="--compare", fix="two models of one tokenizer")
+                what = f"{other} has another tokenizer"
+                raise SettingsError(what, where="--compare", fix="two models of one tokenizer")
         rows = _texts.read(data, tok, length, limit, _topic)
         figures: dict[str, Any] = {"model": model, "data": data.name, **routing.measure(opened, rows)}
         compared = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import subprocess
@@ -276,7 +277,7 @@ def test_the_schedule_falls_from_start_to_end_and_the_warm_up_comes_first() -> N
         values = [schedule.at(i) for i in range(13)]
         assert values[0] == pytest.approx(0.1)
         assert values[10:] == [0.01] * 3
-        assert all(a > b for a, b in zip(values[:10], values[1:11], strict=True))
+        assert all(a > b for a, b in itertools.pairwise(values[:11]))
     assert Schedule(shape="linear", start=0.1, end=0.0, steps=4).at(2) == pytest.approx(0.05)
     assert Schedule(shape="exponential", start=0.1, end=0.001, steps=2).at(1) == pytest.approx(0.01)
     assert Schedule(shape="constant", start=0.1, end=0.01, steps=4).at(3) == 0.1

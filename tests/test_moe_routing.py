@@ -67,7 +67,7 @@ def test_loads_add_up_and_padding_counts_for_nothing() -> None:
     assert [y["name"] for y in found["layers"]] == [f"model.layers.{i}.mlp" for i in range(5)]
     for y in found["layers"]:
         assert sum(y["load"]) == pytest.approx(1)
-        assert y["similarity"] == pytest.approx(1, abs=1e-5)
+        assert y["similarity"] == pytest.approx(1, abs=1e-4)
         for by in (y["by_class"], y["by_topic"]):
             assert all(sum(load) == pytest.approx(1) for load in by.values())
     assert found["classes"] == {c: n for c, n in found["classes"].items() if n}
@@ -145,8 +145,9 @@ def test_rows_are_read_from_every_shape_and_bad_ones_are_named(tok: Any, tmp_pat
 def test_the_command_writes_a_report_of_one_model_or_two(tmp_path: Path) -> None:
     rng = random.Random(1)
     data = tmp_path / "rows.jsonl"
-    turns = [[{"role": "assistant" if r == "given" else r, "content": t} for r, t in tasks.exercise(rng)] for _ in range(30)]
-    data.write_text("".join(json.dumps({"messages": t}) + "\n" for t in turns))
+    role = {"user": "user", "assistant": "assistant", "given": "assistant"}
+    talks = [[{"role": role[r], "content": t} for r, t in tasks.exercise(rng)] for _ in range(30)]
+    data.write_text("".join(json.dumps({"messages": t}) + "\n" for t in talks))
     for name, seed in (("one", 0), ("two", 1)):
         made = upcycle.main(NANO / "base", upcycle.Settings(experts=8, top_k=2, seed=seed), tmp_path / name)
         assert made["difference"] <= 1e-4

@@ -71,7 +71,7 @@ def test_the_bundled_assistant_upcycled_gives_the_same_logits() -> None:
 def test_noise_and_reinitialisation_break_the_symmetry_by_the_share_asked_for() -> None:
     model = dense("qwen3")
     copies = layers(upcycle.upcycle(model, Settings(experts=4, top_k=2)))[0]
-    assert routing.similarity(copies) == pytest.approx(1.0, abs=1e-5)
+    assert routing.similarity(copies) == pytest.approx(1.0, abs=1e-4)
     noisy = layers(upcycle.upcycle(model, Settings(experts=4, top_k=2, noise=0.5)))[0]
     assert routing.similarity(noisy) == pytest.approx(1 / 1.25, abs=0.03)
     new = layers(upcycle.upcycle(model, Settings(experts=4, top_k=2, reinit=0.5)))[0]
@@ -146,6 +146,6 @@ def test_the_command_writes_what_transformers_loads_and_says_how_far_apart_they_
     assert AutoTokenizer.from_pretrained(out).chat_template
     with pytest.raises(SettingsError, match="holds something already"):
         CliRunner().invoke(app, asked, catch_exceptions=False)
+    again = [*asked[:4], "--top-k", "1", *asked[6:8], "--out", str(tmp_path / "other")]
     with pytest.raises(SettingsError, match="top_k 1 is not a multiple of granularity 2"):
-        again = [*asked[:4], "--top-k", "1", *asked[6:8], "--out", str(tmp_path / "other")]
         CliRunner().invoke(app, again, catch_exceptions=False)

@@ -37,12 +37,29 @@ class Layer:
         return getattr(self.router, "e_score_correction_bias", None)
 
 
+def has_routers(model: torch.nn.Module) -> bool:
+    """Whether the model is a mixture of experts."""
+    return bool(_found(model))
+
+
 def layers(model: torch.nn.Module, where: str = "model") -> list[Layer]:
     """The MoE blocks of a transformers model, in order; SettingsError if it is dense."""
-    found: list[Layer] = []
+    found = _found(model)
+    if not found:
+        kind = getattr(_config(model), "model_type", type(model).__name__)
+        fix = "an MoE model, such as `tenet upcycle` makes from a dense one"
+        raise SettingsError(f"{kind} is dense: it has no router", where=where, fix=fix)
+    return found
+
+
+def _config(model: torch.nn.Module) -> Any:
     config: Any = getattr(model, "config", None)
-    if config is not None and hasattr(config, "get_text_config"):
-        config = config.get_text_config()
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def _found(model: torch.nn.Module) -> list[Layer]:
+    found: list[Layer] = []
+    config = _config(model)
     for name, block in model.named_modules():
         experts = getattr(block, "experts", None)
         router = getattr(block, "gate", getattr(block, "router", None))
@@ -51,10 +68,6 @@ def layers(model: torch.nn.Module, where: str = "model") -> list[Layer]:
         top_k = int(getattr(router, "top_k", 0) or getattr(config, "num_experts_per_tok", 0))
         count = int(router.weight.shape[0])
         found.append(Layer(name, router, experts, count, top_k, hasattr(router, "e_score_correction_bias")))
-    if not found:
-        kind = getattr(config, "model_type", type(model).__name__)
-        fix = "an MoE model, such as `tenet upcycle` makes from a dense one"
-        raise SettingsError(f"{kind} is dense: it has no router", where=where, fix=fix)
     return found
 
 
@@ -108,7 +121,8 @@ class Tap:
             return
         mask = self._real if self._real is not None else kwargs.get("attention_mask")
         if mask is not None and mask.ndim == 2:
-            ids = kwargs.get("input_ids", kwargs.get("inputs_embeds", args[0] if args else None))
+            given = (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args[:1])
+            ids = next((x for x in given if x is not None), None)
             # With cached keys the mask is longer than what is run now.
             mask = mask if ids is None else mask[:, -ids.shape[1] :]
             self._open = Forward(real=mask.reshape(-1).bool())

@@ -9,11 +9,12 @@ Imported only by what trains.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from transformers import TrainerCallback
 
 from trainers.moe._coach import Coach, split
+from trainers.moe._hooks import has_routers
 from trainers.moe.losses import Settings
 
 
@@ -25,10 +26,15 @@ class RouterLosses:
 
     coach: Coach | None = None
 
-    def mix(self, settings: Settings) -> None:
-        """Adds router losses to the training; SettingsError if the model is dense. To be called before it starts."""
+    def mix(self, settings: Settings | Literal["off"] | None) -> None:
+        """Adds router losses to the training, before it starts; None: the defaults if the model has routers.
+
+        SettingsError where settings are given and the model is dense.
+        """
         model = self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
-        self.coach = Coach(model, settings)
+        if settings == "off" or (settings is None and not has_routers(model)):
+            return
+        self.coach = Coach(model, settings or Settings())
         self._seen: list[dict[str, float]] = []
         # The model's own balance loss would be a second one of the same kind.
         config: Any = model.config.get_text_config()

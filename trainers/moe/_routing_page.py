@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tenet.drawings import COLOURS, SOFT, drawn, short
+from tenet.drawings import COLOURS, INK, SOFT, drawn, short
 from tenet.pages import Block, Heading, Plot, Section, Table, Text
 
 _MOST = 6
@@ -59,8 +59,8 @@ def _load(figures: dict[str, Any], layers: list[dict[str, Any]]) -> list[Block]:
         Plot("load", _heat(loads, [brief(y["name"]) for y in layers], "expert", 2.0), caption),
         Table(head, rows),
         Text(
-            "Token entropy is the mean entropy of a token's router probabilities: low is decided. Logits are their root "
-            "mean square. Weights' cosine is the mean over pairs of experts; copies have 1.",
+            "Token entropy is the mean entropy of a token's router probabilities: low is decided. Logits are their "
+            "root mean square. Weights' cosine is the mean over pairs of experts; copies have 1.",
             note=True,
         ),
     ]
@@ -84,10 +84,8 @@ def _special(layers: list[dict[str, Any]]) -> list[Block]:
     def shown(value: dict[str, Any] | None, key: str) -> str:
         return "–" if value is None or value[key] is None else f"{value[key]:.4f}"
 
-    rows = [
-        [brief(y["name"]), *(shown(y["specialisation"][k], part) for k in ("class", "topic") for part in ("share", "chance"))]
-        for y in layers
-    ]
+    cells = [(kind, part) for kind in ("class", "topic") for part in ("share", "chance")]
+    rows = [[brief(y["name"]), *(shown(y["specialisation"][k], part) for k, part in cells)] for y in layers]
 
     def draw(axes: Any) -> None:
         xs = range(len(layers))
@@ -179,15 +177,14 @@ def _heat(
 
     def draw(axes: Any) -> None:
         reach = most or max(max(abs(x) for x in row) for row in table) or 1.0
-        scale = {"cmap": "Blues", "vmin": 0, "vmax": reach} if most else {"cmap": "RdBu_r", "vmin": -reach, "vmax": reach}
-        image = axes.imshow(table, aspect="auto", **scale)
+        low, colours = (0.0, "Blues") if most else (-reach, "RdBu_r")
+        image = axes.imshow(table, aspect="auto", cmap=colours, vmin=low, vmax=reach)
         if wide <= 16:
             for y, row in enumerate(table):
                 for x, value in enumerate(row):
                     if value == value:  # not on the diagonal
-                        dark = value > 0.6 * reach if most else abs(value) > 0.6 * reach
-                        said = f"{value:.1f}"
-                        axes.text(x, y, said, ha="center", va="center", fontsize=8, color="white" if dark else "#1d2126")
+                        ink = "white" if abs(value) > 0.6 * reach else INK
+                        axes.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=8, color=ink)
         axes.set_xticks(range(0, wide, max(1, wide // 16)))
         step = max(1, high // 32)
         axes.set_yticks(range(0, high, step), list(labels)[::step])

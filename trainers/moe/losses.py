@@ -147,7 +147,8 @@ def of_pass(
     import torch
 
     if len(seen.logits) != len(layers) or len(seen.chosen) != len(layers):
-        what = f"{len(seen.logits)} routers and {len(seen.chosen)} sets of experts ran in a pass, of {len(layers)} layers"
+        ran = f"{len(seen.logits)} routers and {len(seen.chosen)} sets of experts"
+        what = f"{ran} ran in a pass through {len(layers)} layers"
         raise TrainingError(what, fix="report it: the losses would be wrong")
     for layer, logits in zip(layers, seen.logits, strict=True):
         if not torch.isfinite(logits).all():

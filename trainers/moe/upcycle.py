@@ -107,7 +107,8 @@ def check(config: Any, settings: Settings, where: str = "model") -> None:
     if getattr(config, "use_sliding_window", False):
         raise SettingsError("has sliding-window layers, which the new family places elsewhere", where=where)
     if kind == "llama" and (config.attention_bias or config.mlp_bias):
-        raise SettingsError("has biases, which Mixtral and Qwen2-MoE have not", where=where, fix="a Llama without biases")
+        what = "has biases, which Mixtral and Qwen2-MoE have not"
+        raise SettingsError(what, where=where, fix="a Llama without biases")
 
 
 def _empty(dense: PreTrainedModel, s: Settings) -> PreTrainedModel:
@@ -225,7 +226,9 @@ def refuse_full(out: Path) -> None:
         raise SettingsError("holds something already", where=str(out), fix="name an empty or a new folder")
 
 
-def main(source: Path, settings: Settings, out: Path, say: Callable[[str], None] = lambda _: None) -> dict[str, float | int]:
+def main(
+    source: Path, settings: Settings, out: Path, say: Callable[[str], None] = lambda _: None
+) -> dict[str, float | int]:
     """Upcycles a model folder; gives sizes, and the largest difference of logits in float32 on 4 x 64 random tokens."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
