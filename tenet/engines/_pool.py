@@ -124,6 +124,22 @@ class Pool:
             member.ready = True
             member.task = asyncio.get_running_loop().create_task(self._attend(member))
 
+    async def reload(self, folder: str) -> None:
+        """Every replica, and whoever takes its place later, serves the weights of a folder from here on.
+
+        EngineError if calls are under way, or if a replica cannot load them: then nothing is served any more, since
+        some would answer with the old weights.
+        """
+        await self.start()
+        if self._parked or any(m.waiting or not m.ready for m in self._members):
+            raise EngineError("weights cannot be changed while calls are under way or a replica is being replaced")
+        self.plan["args"] |= {"model": folder, "revision": None}
+        try:
+            await asyncio.gather(*(m.actor.reload.remote(folder) for m in self._members))
+        except Exception as error:
+            self._fail(f"a replica could not load the weights of {folder}: {_ray.reason(error)}")
+            raise EngineError(self._why) from None
+
     def _check_room(self) -> None:
         have: dict[str, float] = _ray.ray().cluster_resources()
         for kind, each in (("GPU", self._gpus), ("CPU", self._cpus)):

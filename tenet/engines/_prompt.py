@@ -27,7 +27,8 @@ class Prompts:
         for token in tokenizer.added_tokens_decoder.values():
             if token.special or (str(token).strip() and str(token) in template):
                 self.specials.add(str(token))
-        self._turn_end: int | None = self._end_of_turn() if template else tokenizer.eos_token_id
+        self.turn_end: int | None = self._end_of_turn() if template else tokenizer.eos_token_id
+        """What closes an assistant's turn."""
         self._remembered = lru_cache(4096)(self._paths)
 
     def render(
@@ -62,7 +63,7 @@ class Prompts:
 
     def _paths(self, tail: str, choices: tuple[str, ...]) -> list[_choices.Path]:
         paths = _choices.tokens_in_context(self._encode, tail, choices)
-        return _choices.told_apart(paths, self._turn_end)
+        return _choices.told_apart(paths, self.turn_end)
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)

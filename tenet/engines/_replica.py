@@ -123,19 +123,17 @@ class Replica:
         """Ends vLLM's processes."""
         self._engine.shutdown()
 
+    async def reload(self, folder: str) -> None:
+        """Serves the weights of a folder from here on; nothing computed with the old ones is kept."""
+        await self._engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        if not await self._engine.reset_prefix_cache():
+            raise RuntimeError("vLLM keeps prefixes that the old weights computed: calls are under way")
+
     async def _serve(self, question: Question) -> None:
-        number, messages, text, draw, choices = question
+        number, asked = question[0], question[1:]
         nothing = (number, "", "stop", (), (0, 0, 0))
         try:
-            rendered, ids = self._prompts.render(messages, text, self.answered)
-            if not ids:
-                raise Fault("refused", "nothing is asked: neither messages nor text")
-            self._fit(len(ids) + 1)
-            if choices:
-                answer = await self._score(ids, self._prompts.paths(rendered, choices))
-            else:
-                answer = await self._draw(ids, draw)
-            self._put((number, *answer, None, ""))
+            self._put((number, *await self._answer(asked), None, ""))
         except Fault as fault:
             self._put((*nothing, *fault.args))
         except self._death as error:
@@ -145,6 +143,16 @@ class Replica:
             self._put((*nothing, "refused", f"vLLM refuses the question: {error}"[:500]))
         except Exception as error:
             self._put((*nothing, "server", f"{type(error).__name__}: {error}"[:500]))
+
+    async def _answer(self, asked: tuple[Any, ...]) -> tuple[Any, ...]:
+        messages, text, draw, choices = asked
+        rendered, ids = self._prompts.render(messages, text, self.answered)
+        if not ids:
+            raise Fault("refused", "nothing is asked: neither messages nor text")
+        self._fit(len(ids) + 1)
+        if choices:
+            return await self._score(ids, self._prompts.paths(rendered, choices))
+        return await self._draw(ids, draw)
 
     def _put(self, answer: Answer) -> None:
         self._tray.append(answer)

@@ -74,9 +74,31 @@ class VllmEngine:
         answers = await self.pool.ask([(_question(r), r.affinity) for r in requests])
         return [_reply(a) for a in answers]
 
+    async def reload(self, folder: Path) -> None:
+        """Serves the weights of a folder, of the same architecture, from here on; `fingerprint` follows.
+
+        SettingsError for a mixture of experts on CPU: vLLM reports success there and serves wrong weights.
+        EngineError if calls are under way, or if a replica cannot load them.
+        """
+        refuse_stale(_model.read_json(folder / "config.json", "engine.model"))
+        _model.check_weights(folder, "engine.model")
+        await self.pool.reload(str(folder))
+        self.fingerprint = _model.fingerprint(folder, self.settings.dtype, None)
+
     async def close(self) -> None:
         """Ends every process that the engine started. May be called again."""
         await self.pool.close()
+
+
+def refuse_stale(config: dict[str, Any]) -> None:
+    """SettingsError if a model's weights cannot be changed under a running engine."""
+    if _model.on_cpu() and (experts := _model.experts_of(config)):
+        raise SettingsError(
+            f"{config.get('model_type', 'the model')} has {experts} experts a layer; vLLM on CPU serves wrong weights "
+            "after they are changed under it",
+            where="engine.model",
+            fix="start a new engine for changed weights; for PPO, rollout.engine: transformers",
+        )
 
 
 def _question(r: Request) -> tuple[Any, ...]:
