@@ -1,9 +1,9 @@
-"""Does a router warm-up keep upcycled experts from staying copies? nano's base upcycled, 3 seeds, beside dense training.
+"""Does a router warm-up keep upcycled experts from staying copies? nano's base upcycled, beside dense training.
 
     python benchmarks/moe_warmup.py --out docs/benchmarks/moe_warmup.json
 
-Every arm sees the same examples in the same order. A run that is done is kept in `<out>.runs.jsonl` beside the
-result, so the same command goes on where it was stopped.
+Every arm sees the same examples in the same order. Finished runs are kept in the file `--runs`, so the same command
+goes on where it was stopped. Also draws docs/moe/warmup-*.svg and prints the table of docs/moe.md.
 """
 
 # pyright: basic
@@ -22,7 +22,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nano import build, tasks
-from trainers import pretrain
+from tenet import drawings
+from trainers import _core as pretrain
 from trainers.moe import losses, routing, upcycle
 from trainers.moe._coach import Coach
 from trainers.moe.schedule import Schedule, Warmup
@@ -118,13 +119,14 @@ def one(name: str, arm: tuple[float, losses.Settings] | None, seed: int, tokens:
 def functional(model: Any, coach: Coach, examples: list[pretrain.Example]) -> float:
     """Mean pairwise cosine of what the experts of a layer answer to the same tokens."""
     inputs: dict[str, torch.Tensor] = {}
-    hooks = [
-        layer.experts.register_forward_pre_hook(
-            lambda _, args, kwargs, name=layer.name: inputs.__setitem__(name, args[0] if args else kwargs["hidden_states"]),
-            with_kwargs=True,
-        )
-        for layer in coach.layers
-    ]
+
+    def keep(name: str) -> Any:
+        def hook(_: Any, args: Any, kwargs: Any) -> None:
+            inputs[name] = args[0] if args else kwargs["hidden_states"]
+
+        return hook
+
+    hooks = [y.experts.register_forward_pre_hook(keep(y.name), with_kwargs=True) for y in coach.layers]
     with torch.no_grad():
         pretrain.loss_of(model, examples[:8])
     for hook in hooks:
@@ -142,7 +144,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     for name in dict.fromkeys(r["arm"] for r in runs):
         own = [r for r in runs if r["arm"] == name]
         tail = {r["seed"]: r["seen"][-10:] for r in own}
-        row: dict[str, Any] = {"seeds": len(own), "tokens": own[0]["tokens"], "active_weights": own[0]["active_weights"]}
+        row: dict[str, Any] = {"seeds": len(own), **{k: own[0][k] for k in ("tokens", "active_weights")}}
         row["held-out loss"] = spread([r["end"] for r in own])
         if "similarity" in own[0]:
             row["similarity of weights at the start"] = spread([r["seen"][0]["similarity"] for r in own])
@@ -154,14 +156,76 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def average(runs: list[dict[str, Any]], name: str, key: str, smooth: int = 5) -> tuple[list[int], list[float]]:
+    """(tokens, value) of a figure along an arm, averaged over seeds and over some neighbouring steps."""
+    own = [[s for s in r["seen"] if key in s] for r in runs if r["arm"] == name]
+    length = min(map(len, own), default=0)
+    mean = [statistics.mean(seen[i][key] for seen in own) for i in range(length)]
+    lows = [mean[max(0, i - smooth + 1) : i + 1] for i in range(length)]
+    return [own[0][i]["tokens"] for i in range(length)], [statistics.mean(x) for x in lows]
+
+
+def draw(runs: list[dict[str, Any]], folder: Path) -> None:
+    """The plots of docs/moe.md."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = list(dict.fromkeys(r["arm"] for r in runs))
+    mixtures = [n for n in names if not n.startswith("dense")]
+    lines = dict(zip(mixtures, ("--", "--", "-", "-", "-", "-"), strict=False))
+    colour = {n: drawings.COLOURS[i % len(drawings.COLOURS)] for i, n in enumerate(mixtures)}
+
+    def panels(axes: Any) -> None:
+        for axis, (key, label, smooth) in zip(
+            axes,
+            (
+                ("moe/load_entropy", "entropy of the load (1: even)", 5),
+                ("moe/max_load_worst", "max / mean load, worst layer", 5),
+                ("similarity", "experts' pairwise cosine", 1),
+            ),
+            strict=True,
+        ):
+            for n in mixtures:
+                axis.plot(*average(runs, n, key, smooth), lines[n], color=colour[n], label=n, linewidth=1.4)
+            axis.set(xlabel="tokens", ylabel=label)
+        axes[0].legend(frameon=False, fontsize=7)
+
+    (folder / "warmup-routing.svg").write_text(drawings.drawn(panels, 12.5, 3.6, 3), encoding="utf-8")
+
+    def ends(axis: Any) -> None:
+        for y, n in enumerate(names):
+            found = [r["end"] for r in runs if r["arm"] == n]
+            axis.plot(found, [y] * len(found), "o", color=colour.get(n, drawings.INK), alpha=0.6)
+            axis.plot(statistics.mean(found), y, "|", color=colour.get(n, drawings.INK), markersize=16)
+        axis.set_yticks(range(len(names)), names)
+        axis.invert_yaxis()
+        axis.set_xlabel("held-out loss at the end, nats (dots: seeds, bar: mean)")
+
+    (folder / "warmup-loss.svg").write_text(drawings.drawn(ends, 8.0, 3.2), encoding="utf-8")
+
+
+def table(found: dict[str, Any]) -> str:
+    """The summary as Markdown."""
+    keys = ("held-out loss", "moe/load_entropy", "moe/max_load", "similarity of weights at the start",
+            "similarity of weights", "similarity of outputs")  # fmt: skip
+    heads = ("held-out loss", "load entropy", "max / mean load", "cosine, start", "cosine, end", "outputs' cosine")
+    lines = ["| arm | tokens | " + " | ".join(heads) + " |", "|---|--:|" + "--:|" * len(heads)]
+    for name, row in found.items():
+        cells = [
+            f"{row[k]['mean']:.3f} ({row[k]['low']:.3f}–{row[k]['high']:.3f})" if k in row else "" for k in keys
+        ]
+        lines.append(f"| {name} | {row['tokens']:,} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/moe_warmup.json"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/moe_warmup.jsonl"), help="One line a finished run.")
+    parser.add_argument("--plots", type=Path, default=Path("docs/moe"))
     parser.add_argument("--tokens", type=int, default=40_000)
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
-    log = args.out.with_suffix(".runs.jsonl")
+    log = args.runs
     log.parent.mkdir(parents=True, exist_ok=True)
     runs = [json.loads(line) for line in log.read_text("utf-8").splitlines()] if log.exists() else []
     done = {(r["arm"], r["seed"]) for r in runs}
@@ -174,7 +238,10 @@ def main() -> None:
                 file.write(json.dumps(runs[-1]) + "\n")
             print(f"seed {seed}  {name:28} held-out {runs[-1]['end']:.4f}  {runs[-1]['seconds']:.0f} s", flush=True)
     asked = {"tokens": args.tokens, "batch": args.batch, "shape": SHAPE, "torch": torch.__version__}
-    args.out.write_text(json.dumps({"asked": asked, "arms": summary(runs)}, indent=1) + "\n", encoding="utf-8")
+    found = summary(runs)
+    args.out.write_text(json.dumps({"asked": asked, "arms": found}, indent=1) + "\n", encoding="utf-8")
+    draw(runs, args.plots)
+    print(table(found))
 
 
 if __name__ == "__main__":

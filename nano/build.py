@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from nano import tasks
 from nano.tasks import Dialogue
+from trainers._core import Example, Settings, Step, train
 from trainers.moe import losses, upcycle
 from trainers.moe._coach import Coach
 from trainers.moe.schedule import Warmup
-from trainers.pretrain import Example, Settings, Step, train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen3Config
@@ -127,10 +127,12 @@ def endless(
 
 BASE_TOKENS = 2_000_000
 ASSISTANT_TOKENS = 24_000_000
-MOE_TOKENS = 1_200_000
+MOE_TOKENS = 400_000
 MOE = upcycle.Settings(experts=8, top_k=2, reinit=0.25)
-"""A quarter of each expert's inner units is drawn anew: experts that are copies would have nothing to route between."""
-MOE_ROUTING = losses.Settings(warmup=Warmup(steps=60, aux_start=0.1, aux_end=0.01, router_lr=3e-3, freeze_experts=False))
+"""A quarter of each expert's inner units is drawn anew: between copies there would be nothing to choose."""
+MOE_ROUTING = losses.Settings(
+    warmup=Warmup(steps=25, aux_start=0.1, aux_end=0.01, router_lr=3e-3, freeze_experts=False)
+)
 Watch = Callable[[str, Any, Step], None]
 """Told the stage's name, its model and where it stands, after every step."""
 

@@ -17,8 +17,9 @@ from tenet.engines import _model
 from tenet.errors import SettingsError
 from tenet.records import Frozen, digest
 from trainers._rows import Rows, Source
+from trainers.moe import losses
 
-Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "inverse_sqrt", "warmup_stable_decay"]
+Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "inverse_sqrt"]
 
 
 class Lora(Frozen):
@@ -65,6 +66,8 @@ class Common(Frozen):
     """Trade a third more time for activations that need not be kept."""
     lora: Lora | None = None
     """Adapters instead of all weights; they are saved beside the merged model."""
+    moe: losses.Settings | Literal["off"] | None = None
+    """Router losses of a mixture of experts, see docs/moe.md; unset: their defaults if the model is one."""
     save_as: Literal["bfloat16", "float32"] = "bfloat16"
     """What the finished model's weights are rounded to; checkpoints on the way stay float32."""
     seed: int = Field(default=0, ge=0)
@@ -134,10 +137,11 @@ class Trainer(Protocol):
         ...
 
 
-def locate(model: str) -> Path:
-    """The folder of a model to start from; SettingsError if there is none or its weights are pickled."""
+def locate(model: str, weights: bool = True) -> Path:
+    """The folder of a model to start from; SettingsError if there is none, or its weights are pickled."""
     folder, _ = _model.locate(model, "model")
-    _model.check_weights(folder, "model")
+    if weights:
+        _model.check_weights(folder, "model")
     return folder
 
 

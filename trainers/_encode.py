@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,6 @@ class Encoded:
     census: Census
     sequence: Callable[[Row], Ids]
     """What a row of `data` looks like in a batch's input_ids."""
-    folder: Any
 
     def find(self, sequences: Iterable[Ids]) -> list[str]:
         """The ids of the rows that these are, for an error's sake; a scan over all rows."""
@@ -39,40 +41,60 @@ class Encoded:
         return sorted({str(row["id"]) for row in self.data if tuple(self.sequence(row)) in wanted})
 
 
-def written(rows: Rows, encode: Encode, sequence: Callable[[Row], Ids]) -> Encoded:
-    """Encodes all rows into an Arrow file of their own. DataError if none is left."""
+def written(rows: Rows, encode: Encode, sequence: Callable[[Row], Ids], block: int = 0) -> Encoded:
+    """Encodes all rows into an Arrow file of their own, or, strung together, into blocks of so many ids.
+
+    DataError if no row is left.
+    """
     datasets: Any = import_module("datasets")
     pa: Any = import_module("pyarrow")
-    folder = tempfile.TemporaryDirectory(prefix="tenet-rows-")
-    path = Path(folder.name) / "rows.arrow"
-    batches = _batches(rows, encode)
+    batches = _batches(_blocks(_encoded(rows, encode), block) if block else _encoded(rows, encode))
     first = next(batches, None)
     if first is None:
         gone = ", ".join(f"{n} {why}" for why, n in rows.census.dropped.items())
         where = ", ".join(name for name, _, _ in rows.sources)
         raise DataError(f"no row is left of {rows.census.read} ({gone})", where=where, fix="shorter rows, more context")
+    folder = tempfile.mkdtemp(prefix="tenet-rows-")
+    path = Path(folder) / "rows.arrow"
     schema = pa.Table.from_pylist(first).schema
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as stream:
         stream.write_table(pa.Table.from_pylist(first, schema=schema))
         for batch in batches:
             stream.write_table(pa.Table.from_pylist(batch, schema=schema))
-    return Encoded(datasets.Dataset.from_file(str(path)), rows.census, sequence, folder)
+    data = datasets.Dataset.from_file(str(path))
+    # Not a TemporaryDirectory: where an error's traceback holds it to the end, that one warns.
+    weakref.finalize(data, shutil.rmtree, folder, ignore_errors=True)
+    return Encoded(data, rows.census, sequence)
 
 
-def _batches(rows: Rows, encode: Encode) -> Iterator[list[dict[str, Any]]]:
-    waiting: list[dict[str, Any]] = []
+def _encoded(rows: Rows, encode: Encode) -> Iterator[dict[str, Any]]:
     for row in rows:
         made = encode(row)
         if isinstance(made, str):
             rows.census.kept -= 1
             rows.census.dropped[made] += 1
-            continue
-        waiting.append({"id": row["id"], **made})
-        if len(waiting) == _BATCH:
-            yield waiting
-            waiting = []
-    if waiting:
-        yield waiting
+        else:
+            yield {"id": row["id"], **made}
+
+
+def _blocks(rows: Iterator[dict[str, Any]], size: int) -> Iterator[dict[str, Any]]:
+    """Rows strung together and cut; the last block may be shorter. A block's id says which rows it holds."""
+    ids: Ids = []
+    first = last = ""
+    for row in rows:
+        ids += row["input_ids"]
+        first, last = first or row["id"], row["id"]
+        while len(ids) >= size:
+            yield {"id": f"{first} to {last}", "input_ids": ids[:size], "labels": ids[:size]}
+            ids = ids[size:]
+            first = last if ids else ""
+    if len(ids) > 1:
+        yield {"id": f"{first} to {last}", "input_ids": ids, "labels": ids}
+
+
+def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    while batch := list(islice(rows, _BATCH)):
+        yield batch
 
 
 PROMPT_TOO_LONG = "prompt longer than the context"

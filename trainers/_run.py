@@ -54,6 +54,10 @@ class TrlTrainer:
     """A transformers trainer with `Guarded` among its bases."""
     head: Literal["causal", "reward"] = "causal"
     chat: bool = True
+    pack: bool = False
+    """Whether rows are strung together and cut into blocks of the context."""
+    fresh: Callable[[Path, Any, int], Any] | None = None
+    """Makes a model from folder, tokenizer and context, where the weights do not come from the folder."""
 
     def rows(self) -> Rows:
         """The rows that the settings name."""
@@ -64,15 +68,16 @@ class TrlTrainer:
         from trainers._loop import watched
 
         settings, out = self.settings, Path(self.settings.out)
-        folder = locate(settings.model)
+        folder = locate(settings.model, weights=self.fresh is None)
         done = finished(settings, self.kind, folder)
         if done is not None:
             return Outcome(out, done, fresh=False)
         tok = tokenizer_of(folder, self.chat)
         context = context_of(settings, folder)
-        encoded = written(rows, self.encode(Coder(tok, context, rows.census)), self.sequence)
+        encode = self.encode(Coder(tok, context, rows.census))
+        encoded = written(rows, encode, self.sequence, context if self.pack else 0)
         checkpoint = begun(settings, digest(rows.census.files))
-        model = load(folder, tok, self.head, settings.seed)
+        model = self.fresh(folder, tok, context) if self.fresh else load(folder, tok, self.head, settings.seed)
         hf = self.start(Start(settings, folder, tok, model, encoded, context))
         clock = time.monotonic()
         with quiet(), _patience(), watched(hf, self.kind):

@@ -36,7 +36,8 @@ class GuardedSFT(Guarded, SFTTrainer):
         """The trainer for a start."""
         s = start.settings
         # Rows are within the context already; only what packs them needs to know it.
-        own: dict[str, Any] = {"packing": s.packing, "max_length": start.context if s.packing else None}
+        packing = getattr(s, "packing", False)
+        own: dict[str, Any] = {"packing": packing, "max_length": start.context if packing else None}
         return cls(
             model=start.model,
             args=arguments(s, SFTConfig, **own),

@@ -1,180 +1,84 @@
-"""Trainer kind "pretrain": next-token training of a causal model on token sequences, from scratch or continued."""
+"""Trainer kind "pretrain": next-token training on plain text, from scratch or continued.
+
+Texts are strung together, each with an end-of-text token, and cut into blocks of `context` tokens.
+"""
 
 # The packages at this edge ship no complete types.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
-import random
-import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
-from tenet.records import Frozen
-from trainers.moe._coach import split
+from pydantic import Field
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
+from tenet.engines import _model
+from tenet.errors import SettingsError
+from trainers import _common
+from trainers._common import Common, Trainer
+from trainers._encode import Ids
+from trainers._run import Start, TrlTrainer
+from trainers._shapes import Row
 
-    from trainers.moe._coach import Coach
 
-
-class Settings(Frozen):
+class Settings(Common):
     """How to train."""
 
-    tokens: int
-    """Tokens to see in all, padding left out."""
-    batch_tokens: int = 8192
-    """Tokens per step."""
-    lr: float = 3e-3
-    """Peak learning rate of AdamW (embeddings, norms)."""
-    matrix_lr: float = 0.02
-    """Peak learning rate of Muon (the layers' matrices), with updates scaled to the matrix's shape."""
-    warmup: float = 0.02
-    """Share of the training over which the rate rises from 0."""
-    decay: float = 0.4
-    """Share of the training, at its end, over which the rate falls linearly to 0."""
-    weight_decay: float = 0.01
-    compile: bool = True
-    """Compile the model first, where a C++ compiler is at hand: about 1.4 times the speed on CPU."""
-    seed: int = 0
+    lr: float = Field(default=3e-4, gt=0)
+    """Peak learning rate of AdamW."""
+    schedule: _common.Schedule = "cosine"
+    warmup: float = Field(default=0.02, ge=0)
+    """Share of the steps over which the rate rises from 0, or from 1 up a number of steps."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    scratch: dict[str, Any] | None = None
+    """Draw new weights by the seed: the model's config with these changes, such as {num_hidden_layers: 4}; {} for none.
+    The folder then needs a config and a tokenizer only."""
 
 
-class Example(NamedTuple):
-    """Token ids, and for each id whether it is learnt (1) or only read (0)."""
-
-    ids: list[int]
-    learn: list[int]
-
-
-class Step(NamedTuple):
-    """Where a training stands."""
-
-    tokens: int
-    loss: float
-    """Mean cross-entropy over the learnt tokens of the step, in nats."""
-    router: dict[str, float] = {}
-    """What a mixture of experts' routers did in the step, see `trainers.moe`."""
+def build(settings: Settings) -> Trainer:
+    """The trainer; SettingsError if the settings cannot go together."""
+    if settings.scratch is not None and settings.lora is not None:
+        raise SettingsError("adapters on random weights teach little", where="lora", fix="leave out lora or scratch")
+    fresh = None if settings.scratch is None else partial(_drawn, settings)
+    return TrlTrainer(
+        "pretrain", settings, "texts", lambda coder: coder.text, _sequence, _make, chat=False, pack=True, fresh=fresh
+    )
 
 
-def batches(examples: Iterable[Example], batch_tokens: int, seed: int) -> Iterator[list[Example]]:
-    """Batches of examples of like length, so that padding wastes little; order shuffled within a window."""
-    rng = random.Random(seed)
-    window: list[Example] = []
-    for example in examples:
-        window.append(example)
-        if len(window) == 4096:
-            yield from _cut(window, batch_tokens, rng)
-            window = []
-    yield from _cut(window, batch_tokens, rng)
+def _sequence(row: Row) -> Ids:
+    return list(row["input_ids"])
 
 
-def _cut(window: list[Example], batch_tokens: int, rng: random.Random) -> list[list[Example]]:
-    made: list[list[Example]] = []
-    batch: list[Example] = []
-    for example in sorted(window, key=lambda e: len(e.ids)):
-        if batch and (len(batch) + 1) * len(example.ids) > batch_tokens:
-            made.append(batch)
-            batch = []
-        batch.append(example)
-    if batch:
-        made.append(batch)
-    rng.shuffle(made)
-    return made
-
-
-def rate(done: float, settings: Settings) -> float:
-    """The share of the peak rate at a point of the training (0..1): up, flat, down to 0."""
-    if done < settings.warmup:
-        return done / settings.warmup
-    return min(1.0, max(0.0, (1.0 - done) / settings.decay))
-
-
-def loss_of(model: PreTrainedModel, batch: list[Example]) -> torch.Tensor:
-    """Mean cross-entropy of the learnt tokens; the head runs on their positions only.
-
-    Sequences are padded on the right, where causal attention never looks, so no mask is needed.
-    """
+def _drawn(settings: Settings, folder: Path, tok: Any, context: int) -> Any:
+    """A causal model of the folder's config, with changes, and new weights in float32."""
     import torch
 
-    longest = max(len(e.ids) for e in batch)
-    ids = torch.zeros(len(batch), longest, dtype=torch.long)
-    learn = torch.zeros(len(batch), longest, dtype=torch.bool)
-    for row, example in enumerate(batch):
-        ids[row, : len(example.ids)] = torch.tensor(example.ids)
-        learn[row, : len(example.ids)] = torch.tensor(example.learn, dtype=torch.bool)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        head = model.get_output_embeddings()
-        assert head is not None
-        logits = head(hidden[:, :-1][learn[:, 1:]])
-    return torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][learn[:, 1:]])
-
-
-def real(batch: list[Example]) -> torch.Tensor:
-    """[B, T] which places of the padded batch hold a token."""
-    import torch
-
-    lengths = torch.tensor([[len(e.ids)] for e in batch])
-    return torch.arange(int(lengths.max())) < lengths
-
-
-def optimizers(model: PreTrainedModel, settings: Settings) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices (Jordan et al. 2024), AdamW for embeddings and norms."""
-    import torch
-
-    matrices, rest = [], []
-    for name, weight in model.named_parameters():
-        # A router's rows are E separate directions; a fused stack of experts is no matrix.
-        matrix = weight.ndim == 2 and "embed" not in name and not name.endswith(".gate.weight")
-        (matrices if matrix else rest).append(weight)
-    return [
-        torch.optim.Muon(
-            matrices, lr=settings.matrix_lr, momentum=0.95, weight_decay=settings.weight_decay
-        ),
-        torch.optim.AdamW(rest, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
-
-
-def train(
-    model: PreTrainedModel,
-    examples: Iterable[Example],
-    settings: Settings,
-    progress: Callable[[Step], None] = lambda _: None,
-    coach: Coach | None = None,
-) -> None:
-    """Trains the model in place until `settings.tokens` are seen or the examples end.
-
-    With a coach, its router losses are added, and the model is not compiled: hooks would break the graphs.
-    """
-    import torch
-
+    hub: Any = import_module("transformers")
+    changes = settings.scratch or {}
+    told = _model.read_json(folder / "config.json", "model")
+    if "num_hidden_layers" in changes and "layer_types" not in changes:
+        told.pop("layer_types", None)  # one for each layer: what the model's class makes of their number
+    try:
+        config = hub.AutoConfig.for_model(**{**told, **changes})
+        config.validate()
+    except Exception as error:
+        what = f"no model can be made of the config of {folder.name} with {changes}: {error}"[:400]
+        raise SettingsError(what, where="scratch", fix="values that go together, by the keys of config.json") from None
+    unknown = [k for k in changes if k not in type(config)().to_dict()]
+    if unknown:
+        what = f"{unknown[0]!r} is no key of a {config.model_type} config"
+        raise SettingsError(what, where="scratch", fix="keys of the model's config.json")
+    config.vocab_size = max(len(tok), int(changes.get("vocab_size", 0)))
+    config.max_position_embeddings = max(context, config.max_position_embeddings)
+    config.pad_token_id, config.eos_token_id = tok.pad_token_id, tok.eos_token_id
     torch.manual_seed(settings.seed)
-    model.train()
-    if settings.compile and coach is None and (shutil.which("g++") or shutil.which("c++")):
-        model.base_model.compile(dynamic=True)
-    both = optimizers(model, settings)
-    if coach is not None:
-        split(both[1], coach.router_parameters())
-    peaks = [group["lr"] for o in both for group in o.param_groups]
-    seen = 0
-    for batch in batches(examples, settings.batch_tokens, settings.seed):
-        if seen >= settings.tokens:
-            break
-        share = rate(seen / settings.tokens, settings)
-        for group, peak in zip((g for o in both for g in o.param_groups), peaks, strict=True):
-            group["lr"] = peak * share
-        with nullcontext() if coach is None else coach.recording(real(batch)):
-            loss = loss_of(model, batch)
-        (loss if coach is None else loss + coach.loss()).backward()
-        if coach is not None:
-            coach.before_step(both[1])
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in both:
-            optimizer.step()
-            optimizer.zero_grad()
-        seen += sum(len(e.ids) for e in batch)
-        progress(Step(seen, float(loss.detach()), {} if coach is None else coach.after_step()))
-    model.eval()
+    return hub.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def _make(start: Start) -> Any:
+    from trainers._trl import GuardedSFT
+
+    return GuardedSFT.of(start)
