@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -38,6 +38,8 @@ class Variant:
 
     name: str
     plan: JudgePlan
+    extra: bool = False
+    """Whether it stands under `variants`, and not in the grid."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -80,7 +82,7 @@ def open_grid(path: Path) -> Bench:
     if axes.variants and not axes.grid:
         found = {"as configured": dict(config.judge)}
     found |= {n: dict(c) if "kind" in c else _merged(config.judge, c) for n, c in axes.variants.items()}
-    return _sorted_out(plan, found, doc)
+    return _sorted_out(plan, found, doc, axes.variants.keys())
 
 
 def _said(value: Any) -> str:
@@ -102,7 +104,7 @@ def _check_axes(axes: Axes, judge: Mapping[str, Any], doc: Document) -> None:
             )  # fmt: skip
 
 
-def _sorted_out(plan: JudgePlan, found: Mapping[str, dict[str, Any]], doc: Document) -> Bench:
+def _sorted_out(plan: JudgePlan, found: Mapping[str, dict[str, Any]], doc: Document, extra: Collection[str]) -> Bench:
     """Variants that can be built, each once, and why the others cannot."""
     made: list[Variant] = []
     impossible: dict[str, str] = {}
@@ -114,7 +116,8 @@ def _sorted_out(plan: JudgePlan, found: Mapping[str, dict[str, Any]], doc: Docum
         if key in seen:
             continue
         seen.add(key)
-        variant = Variant(name, replace(plan, config=plan.config.model_copy(update={"judge": settings})))
+        config = plan.config.model_copy(update={"judge": settings})
+        variant = Variant(name, replace(plan, config=config), name in extra)
         try:
             variant.plan.open(engines)
         except SettingsError as error:

@@ -176,14 +176,15 @@ def _money(j: Judged, pairs: Sequence[LabelledPair]) -> dict[str, Any]:
 
 
 def _compare(views: Mapping[str, View], variants: Sequence[Variant], rules: Rules) -> list[dict[str, Any]]:
-    """Paired tests of variants that differ in one setting, and of the others with the one nearest to them; Holm over
-    all of them."""
+    """Paired tests of variants that differ in one setting, and of each extra one with the nearest of the grid; Holm
+    over all of them."""
     near = [pair for pair in combinations(variants, 2) if len(differ(*pair)) == 1]
+    grid = [v for v in variants if not v.extra] or list(variants[:1])
     for v in variants:
-        if len(variants) > 1 and not any(v in pair for pair in near):
-            nearest = min((x for x in variants if x is not v), key=lambda x: len(differ(x, v)))
-            if (v, nearest) not in near:
-                near.append((nearest, v))
+        others = [x for x in grid if x is not v]
+        if v.extra and others:
+            nearest = min(others, key=lambda x: len(differ(x, v)))
+            near += [(nearest, v)] if (nearest, v) not in near else []
     made: list[dict[str, Any]] = []
     for x, y in near:
         found = between([views[x.name], views[y.name]], rules)
