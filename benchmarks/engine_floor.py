@@ -124,6 +124,15 @@ def through_plain(plan: dict[str, Any], calls: list[Call]) -> tuple[float, int, 
     return took, prompt, drawn, sum(o.num_cached_tokens or 0 for o in outs)
 
 
+def bound(plan: dict[str, Any]) -> None:
+    """Gives this process a replica's environment, thread binding included."""
+    from tenet.engines._replica import cores
+
+    os.environ |= plan["env"]
+    if plan["cpu"]:
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores((0, 1), plan["threads"], 1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="nano:assistant")
@@ -138,12 +147,7 @@ def main() -> None:
     ours, calls = asyncio.run(through_pipeline(engine, given))
     faults = [reply.detail for _, _, reply in calls if reply.fault]
     spent = sum((reply.usage for _, _, reply in calls), Usage())
-    # the same environment as a replica's, thread binding included
-    from tenet.engines._replica import cores
-
-    os.environ |= plan["env"]
-    if plan["cpu"]:
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores((0, 1), plan["threads"], 1)
+    bound(plan)
     plain, prompt, drawn, cached = through_plain(plan, calls)
     report = {
         "model": engine.name,

@@ -17,6 +17,7 @@ from constitution import Constitution
 from judges import Judge
 from judges.pairs_file import LabelledPair
 from judges.pairwise import CUT
+from service._memory import rare_collections
 from service.recipe import Limits, Models, Recipe, build_engines, check_judge, judge_doc, load_constitution, read_models
 from tenet.engines import Engine
 from tenet.engines._cache import Budget, CachedEngine
@@ -122,7 +123,8 @@ async def opened(
             judge = plan.open(cached)
             asked = {id(e) for e in judge.engines}
             await asyncio.gather(*(_start(unique[i]) for i, e in wrapped.items() if id(e) in asked))
-            yield Session(judge, cached)
+            with rare_collections():
+                yield Session(judge, cached)
     finally:
         if engines is None:
             for engine in unique.values():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import importlib.metadata
 import json
 import os
@@ -11,8 +10,7 @@ import platform
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +19,7 @@ import judges
 import tenet
 from generators import prompts
 from service import export
+from service._memory import rare_collections
 from service.pipeline import EVERYTHING, Outcome, Pipeline, Tally, Window
 from service.recipe import Plan
 from tenet.engines import Engine
@@ -154,7 +153,7 @@ async def _walk(
     begun = time.monotonic()
     state = "whole"
     try:
-        with _rare_collections():
+        with rare_collections():
             await pipeline.run(window)
         if pipeline.stopped:
             state = "stopped"
@@ -164,23 +163,6 @@ async def _walk(
         seconds = time.monotonic() - begun + float(rows.meta("seconds") or 0.0)
         rows.set_meta("seconds", repr(seconds))
     return state, seconds
-
-
-@contextmanager
-def _rare_collections() -> Generator[None]:
-    """Garbage is collected less often, and never sought among what was there before the run.
-
-    Thousands of tasks that come and go would start a collection every few milliseconds, a tenth of
-    all CPU time, to find nothing: records hold no cycles.
-    """
-    before = gc.get_threshold()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-        gc.unfreeze()
 
 
 def _finish(
