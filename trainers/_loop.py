@@ -26,9 +26,10 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from tenet.errors import TrainingError
 from trainers import _disk
 from trainers._common import Common, plain
+from trainers.moe._plug import RouterLosses
 
 
-class Guarded:
+class Guarded(RouterLosses):
     """Goes before a transformers `Trainer` among the bases of a class.
 
     A checkpoint is written beside its place and then renamed, so that one under its name is whole. A loss or a
@@ -182,6 +183,7 @@ def guard(trainer: Any, settings: Common, culprits: Callable[[dict[str, Any]], l
     assert isinstance(trainer, Trainer)
     trainer.culprits = culprits
     trainer.keep = settings.keep
+    trainer.mix(settings.moe)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Scribe(Path(settings.out) / "metrics.jsonl"))
     return trainer
