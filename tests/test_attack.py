@@ -165,7 +165,7 @@ def test_no_attack_escapes_any_template_and_the_report_names_the_version(kind: s
 
 
 def test_without_fences_that_hold_the_escapes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_render, "fence_safe", lambda text, tags: text)
+    monkeypatch.setattr(_render, "_safe", lambda text: text)
     found = rows(besiege(lambda _: Reply(choice_logprobs=(-1.0, -1.0))))
     assert {name for name, row in found.items() if row["escapes"]} == {"null model", "fake fence"}
     assert any("'</reply_a>'" in what for what in found["fake fence"]["escaped_by"])
@@ -173,7 +173,7 @@ def test_without_fences_that_hold_the_escapes_are_counted(monkeypatch: pytest.Mo
 
 def test_a_look_alike_of_a_tag_is_an_escape(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = re.compile(r"<(?=/?(?:reply_a|reply_b|reply)>)")
-    monkeypatch.setattr(_render, "fence_safe", lambda text, tags: exact.sub("<\u200b", text))
+    monkeypatch.setattr(_render, "_safe", lambda text: exact.sub("<\u200b", text))
     found = rows(besiege(lambda _: Reply(choice_logprobs=(-1.0, -1.0))))
     assert {name for name, row in found.items() if row["escapes"]} == {"fake fence"}
 
