@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,11 +44,22 @@ def main(kind: str, path: Path, overrides: Iterable[str]) -> None:
 
         outcome = _workers.train(kind, settings)
     else:
-        trainer = module.build(settings)
-        outcome = trainer.train(trainer.rows())
+        with ExitStack() as opened:
+            trainer = module.build(settings, **_judge(settings, opened))
+            outcome = trainer.train(trainer.rows())
     if not outcome.fresh:
         print(f"Finished before, with these settings and data; nothing was done. {outcome.folder}", file=sys.stderr)
     show(outcome.folder, outcome.manifest)
+
+
+def _judge(settings: Any, opened: ExitStack) -> dict[str, Any]:
+    """The judge that a reward names, opened: trainers know no judges."""
+    config = getattr(getattr(settings, "reward", None), "judge", None)
+    if config is None:
+        return {}
+    from service import _judge_reward
+
+    return {"reward": opened.enter_context(_judge_reward.opened(Path(config), Path(settings.out)))}
 
 
 def show(folder: Path, manifest: dict[str, Any]) -> None:

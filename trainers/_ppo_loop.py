@@ -150,7 +150,7 @@ class Loop:
             "unscored": len(samples) - len(kept),
             "learning_rate": rate,
             "episodes": step * plan.batch,
-            **_gap(parts.rollouts, seen, kept),
+            **gap_of(parts.rollouts, seen, kept),
             **dict(zip(("seconds_rollout", "seconds_score", "seconds_learn"), spent, strict=True)),
         }
 
@@ -181,7 +181,7 @@ def _figures(seen: Experience, scores: Sequence[float], beta: float) -> dict[str
     }
 
 
-def _gap(rollouts: Rollouts, seen: Experience, kept: Sequence[int]) -> dict[str, float]:
+def gap_of(rollouts: Rollouts, seen: Experience, kept: Sequence[int]) -> dict[str, float]:
     """How far an engine's log-probabilities of what it drew are from ours, on average in nats; {} without an engine."""
     told: Sequence[Sequence[float]] | None = getattr(rollouts, "logp", None)
     if told is None:
