@@ -186,7 +186,7 @@ def draw(runs: list[dict[str, Any]], folder: Path) -> None:
             for n in mixtures:
                 axis.plot(*average(runs, n, key, smooth), lines[n], color=colour[n], label=n, linewidth=1.4)
             axis.set(xlabel="tokens", ylabel=label)
-        axes[0].legend(frameon=False, fontsize=7)
+        axes[1].legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
     (folder / "warmup-routing.svg").write_text(drawings.drawn(panels, 12.5, 3.6, 3), encoding="utf-8")
 

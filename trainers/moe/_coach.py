@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -57,28 +57,28 @@ class Coach:
         return self.settings.warmup is not None and self.step < self.settings.warmup.steps
 
     @contextmanager
-    def recording(self, real: torch.Tensor | None = None) -> Iterator[None]:
+    def recording(self, real: torch.Tensor | None = None) -> Generator[None]:
         """Notes the routers' work inside; `real` [B, T] marks the tokens where the model is called without a mask."""
         with self.tap.recording(real):
             yield
 
     def loss(self) -> torch.Tensor:
         """The weighted balance and z-loss of what was recorded, the mean of its passes; TrainingError on NaN."""
+        import torch
+
         passes = self.tap.passes
         if not passes:
             raise SettingsError("no pass through the routers was seen", where="moe", fix="train the model it was given")
         if self._tally is None:
             self._tally = Tally.empty(self.layers, passes[0].logits[0].device)
         units = self.settings.units
-        total = 0.0
+        weight = self.weight * losses.convert(1.0, "one", units, self.layers[0].top_k)
+        parts: list[torch.Tensor] = []
         for seen in passes:
             spread, z = losses.of_pass(seen, self.layers, self._tally, self.settings.scope)
-            weight = self.weight * losses.convert(1.0, "one", units, self.layers[0].top_k)
-            total = total + weight * spread + self.settings.z * z
-        assert not isinstance(total, float)
-        mean = total / len(passes)
+            parts.append(weight * spread + self.settings.z * z)
         passes.clear()
-        return mean
+        return torch.stack(parts).mean()
 
     def router_parameters(self) -> list[torch.nn.Parameter]:
         """The routers' own weights that are trained."""

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -105,7 +105,7 @@ class Tap:
             handle.remove()
 
     @contextmanager
-    def recording(self, real: torch.Tensor | None = None, without_gradients: bool = False) -> Iterator[list[Forward]]:
+    def recording(self, real: torch.Tensor | None = None, without_gradients: bool = False) -> Generator[list[Forward]]:
         """The passes made inside; `real` [B, T] marks the tokens where the model is called without a mask."""
         self.passes, self._on, self._real, self._without_gradients = [], True, real, without_gradients
         try:

@@ -34,16 +34,16 @@ Scope = Literal["micro", "accumulated", "global"]
 class BiasBalancing(Frozen):
     """Balancing without a loss (DeepSeek-V3, arXiv 2412.19437, section 2.1.2; arXiv 2408.15664)."""
 
-    rate: float = Field(0.001, gt=0)
+    rate: float = Field(default=0.001, gt=0)
     """How far an expert's bias moves at each step: up if it got less than the mean load, down if more."""
 
 
 class Settings(Frozen):
     """The `moe:` section of a training."""
 
-    balance: float = Field(0.01, ge=0)
+    balance: float = Field(default=0.01, ge=0)
     """Weight of the balance loss; where `schedule` is set, that one counts instead."""
-    z: float = Field(0.001, ge=0)
+    z: float = Field(default=0.001, ge=0)
     """Weight of the z-loss."""
     units: Units = "one"
     """The units that `balance`, `schedule` and `warmup` are meant in."""

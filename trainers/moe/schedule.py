@@ -17,8 +17,8 @@ class Schedule(Frozen):
 
     shape: Shape = "cosine"
     """How it falls; "constant" stays at `start` until `steps`, then takes `end`."""
-    start: float = Field(0.1, ge=0)
-    end: float = Field(0.01, ge=0)
+    start: float = Field(default=0.1, ge=0)
+    end: float = Field(default=0.01, ge=0)
     steps: int = Field(gt=0)
 
     @model_validator(mode="after")
@@ -36,13 +36,13 @@ class Warmup(Frozen):
     """A first stage in which the router learns to spread tokens; what comes after it starts at its own step 0."""
 
     steps: int = Field(gt=0)
-    aux_start: float = Field(0.1, ge=0)
+    aux_start: float = Field(default=0.1, ge=0)
     """The balance loss's weight at the first step."""
-    aux_end: float = Field(0.01, ge=0)
+    aux_end: float = Field(default=0.01, ge=0)
     """The same at the last step of the stage."""
     shape: Shape = "cosine"
     """How it falls; "constant" holds `aux_start` to the end of the stage."""
-    router_lr: float | None = Field(None, gt=0)
+    router_lr: float | None = Field(default=None, gt=0)
     """The routers' learning rate in this stage; None leaves it to the trainer."""
     freeze_experts: bool = True
     """Whether the experts stand still in this stage."""

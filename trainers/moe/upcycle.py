@@ -39,16 +39,16 @@ class Settings(Frozen):
     """E, routed experts a layer."""
     top_k: int = Field(gt=0)
     """K, experts that each token goes to; K/G times the dense MLP's compute."""
-    granularity: int = Field(1, gt=0)
+    granularity: int = Field(default=1, gt=0)
     """G: each expert is 1/G of the dense MLP's inner size; E and K are counted in such shards."""
     shared_expert: bool = False
     """Also an expert that every token goes to, with half of the output at the start: Qwen3 becomes dots1, and
     Llama Qwen2-MoE, since Qwen3-MoE and Mixtral know no such expert."""
-    router_std: float = Field(0.02, gt=0)
+    router_std: float = Field(default=0.02, gt=0)
     """Spread of the router's random rows."""
-    noise: float = Field(0.0, ge=0)
+    noise: float = Field(default=0.0, ge=0)
     """Gaussian noise on every expert's weights, as a share of the matrix's own spread. 0 keeps the function."""
-    reinit: float = Field(0.0, ge=0, le=1)
+    reinit: float = Field(default=0.0, ge=0, le=1)
     """Share of each expert's inner units drawn anew (Drop-Upcycling, arXiv 2502.19261). 0 keeps the function."""
     seed: int = 0
 
@@ -85,7 +85,8 @@ def upcycle(dense: PreTrainedModel, settings: Settings, where: str = "model") ->
         for name, value in target.items():
             if ".mlp." not in name:
                 value.copy_(weights[name])
-        for i, layer in enumerate(made.base_model.layers):
+        blocks: Any = made.base_model.layers
+        for i, layer in enumerate(blocks):
             prefix = f"model.layers.{i}.mlp."
             gate, up, down = (weights[f"{prefix}{part}_proj.weight"] for part in ("gate", "up", "down"))
             _fill(layer.mlp, gate, up, down, settings, rng)
