@@ -9,7 +9,7 @@ The policy is the distribution that is drawn from: logits divided by the tempera
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -98,6 +98,10 @@ class Networks:
                 key = f"{name}.base_layer.weight"
                 state[key] = state[key] + module.get_delta_weight("default").detach().to(state[key].dtype)
         return {n.replace(".base_layer.", "."): w for n, w in state.items()}
+
+    def value_parameters(self) -> Iterator[tuple[str, Any]]:
+        """(name, weight) of a separate value network's trunk."""
+        yield from self._trunk.named_parameters()
 
     def finished(self) -> Any:
         """The policy alone; a value network's adapter goes."""
