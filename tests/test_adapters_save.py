@@ -1,0 +1,238 @@
+"""Adapters on disk and elsewhere: save, load, switch, merge, PEFT's format, vLLM's, and a real vLLM engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tenet.errors import DataError, SettingsError
+from tests.test_adapters import FAMILIES, shake, tiny, tokens
+from trainers.adapters import attach, load
+
+SETTINGS: tuple[dict[str, Any], ...] = (
+    {"mode": "shared"},
+    {"mode": "per_expert", "targets": ["down"]},
+    {"mode": "hybrid", "attention": {"r": 2}},
+    {"mode": "router"},
+    {"mode": "router", "r": 3},
+    {"mode": "experts", "ids": {0: [0, 5], 1: [3]}},
+    {"mode": "attention"},
+    {"mode": "full"},
+)
+
+
+def name(settings: dict[str, Any]) -> str:
+    return "-".join(map(str, [settings["mode"], *(k for k in settings if k != "mode")]))
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=name)
+def test_a_saved_adapter_comes_back_on_a_fresh_base(settings: dict[str, Any], tmp_path: Path) -> None:
+    import torch
+
+    ids, model = tokens(), tiny()
+    handle = attach(model, settings)
+    shake(handle)
+    on = model(ids).logits
+    handle.save(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter.json", "adapter.safetensors"]
+    fresh = tiny()
+    again = load(fresh, tmp_path)
+    assert torch.equal(fresh(ids).logits, on)
+    assert again.settings == handle.settings
+    again.load(tmp_path)
+    assert torch.equal(fresh(ids).logits, on)
+
+
+def test_an_adapter_with_ranks_by_load_comes_back(tmp_path: Path) -> None:
+    import torch
+
+    model, ids = tiny(), tokens()
+    settings = {"mode": "hybrid", "rank_by_load": 1.0}
+    handle = attach(model, settings, batches=[{"input_ids": ids}])
+    shake(handle)
+    handle.save(tmp_path)
+    fresh = tiny()
+    load(fresh, tmp_path)
+    assert torch.equal(fresh(ids).logits, model(ids).logits)
+
+
+def test_selected_experts_come_back_without_the_data(tmp_path: Path) -> None:
+    import torch
+
+    model, ids = tiny(), tokens()
+    handle = attach(model, {"mode": "experts", "n": 2}, batches=[{"input_ids": ids}])
+    shake(handle)
+    handle.save(tmp_path)
+    fresh = tiny()
+    load(fresh, tmp_path)
+    assert torch.equal(fresh(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("settings", [SETTINGS[2], SETTINGS[3], SETTINGS[5]], ids=name)
+def test_a_merge_keeps_the_logits_and_leaves_a_plain_model(
+    family: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model, ids = tiny(family), tokens()
+    if family == "deepseek_v3" and settings["mode"] == "experts":
+        settings = {"mode": "experts", "ids": {0: [0, 5]}}  # its first layer is dense
+    names = [n for n, _ in model.named_parameters()]
+    handle = attach(model, settings)
+    shake(handle)
+    on = model(ids).logits
+    plain = handle.merge()
+    torch.testing.assert_close(plain(ids).logits, on, rtol=1e-4, atol=5e-5)
+    assert [n for n, _ in plain.named_parameters()] == names
+    plain.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, local_files_only=True)
+    torch.testing.assert_close(again(ids).logits, on, rtol=1e-4, atol=5e-5)
+    with pytest.raises(SettingsError, match="was merged or removed"):
+        handle.merge()
+
+
+def test_training_goes_on_from_a_saved_adapter(tmp_path: Path) -> None:
+    import torch
+
+    def trained(handle: Any, steps: range, optimizer: Any = None) -> Any:
+        own = [p for _, p in handle.named_parameters()]
+        optimizer = optimizer or torch.optim.SGD(own, lr=0.05)
+        handle.guard(optimizer)
+        for step in steps:
+            ids = tokens(2, 9, seed=step)
+            handle.model(ids, labels=ids).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return handle
+
+    whole = trained(attach(tiny(), {"mode": "hybrid"}), range(4))
+    half = trained(attach(tiny(), {"mode": "hybrid"}), range(2))
+    half.save(tmp_path)
+    rest = trained(load(tiny(), tmp_path), range(2, 4))
+    for n, value in rest.state().items():
+        assert torch.equal(value, whole.state()[n])
+
+
+def test_adapters_switch(tmp_path: Path) -> None:
+    import torch
+
+    model, ids = tiny(), tokens()
+    base = model(ids).logits
+    one, seen = attach(model, {"mode": "shared"}, name="one"), dict[str, Any]()
+    shake(one)
+    seen["one"] = model(ids).logits
+    two = attach(model, {"mode": "router"}, name="two")
+    shake(two, 0.3)
+    seen["two"] = model(ids).logits
+    assert not torch.allclose(seen["one"], seen["two"])
+    one.activate()
+    torch.testing.assert_close(model(ids).logits, seen["one"])
+    assert all(not p.requires_grad for _, p in two.named_parameters())
+    two.activate()
+    torch.testing.assert_close(model(ids).logits, seen["two"])
+    with pytest.raises(SettingsError, match="has an adapter 'two' already"):
+        attach(model, {"mode": "router"}, name="two")
+    two.remove()
+    one.activate()
+    torch.testing.assert_close(model(ids).logits, seen["one"])
+    assert torch.equal(one.remove()(ids).logits, base)
+
+
+def test_full_training_has_no_base_to_switch_back_to() -> None:
+    handle = attach(tiny(), {"mode": "full"})
+    with pytest.raises(SettingsError, match="no adapter to switch off"), handle.disabled():
+        pass
+
+
+# -- other bases, damaged files --------------------------------------------------------------------
+
+
+def test_an_adapter_for_another_base_is_refused(tmp_path: Path) -> None:
+    import torch
+
+    model = tiny()
+    attach(model, {"mode": "shared"}).save(tmp_path)
+    for other in (tiny(seed=1), tiny("mixtral"), tiny(num_experts=4)):
+        with pytest.raises(SettingsError, match="made for another base"):
+            load(other, tmp_path)
+    load(tiny().to(torch.bfloat16), tmp_path)  # the same weights, rounded
+
+
+def test_a_reward_models_adapter_knows_the_causal_models_base(tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    causal = tiny()
+    attach(causal, {"mode": "shared"}).save(tmp_path / "a")
+    config = causal.config
+    config.num_labels = 1
+    scored = AutoModelForSequenceClassification.from_config(config)
+    scored.base_model.load_state_dict(tiny().base_model.state_dict())
+    load(scored, tmp_path / "a")
+
+
+def test_folders_that_hold_no_adapter_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no adapter\.json"):
+        load(tiny(), tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(DataError, match="it is a PEFT adapter"):
+        load(tiny(), tmp_path)
+    attach(tiny(), {"mode": "shared"}).save(tmp_path / "a")
+    (tmp_path / "a" / "adapter.safetensors").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="cannot be read"):
+        load(tiny(), tmp_path / "a")
+
+
+def test_weights_of_other_settings_are_refused(tmp_path: Path) -> None:
+    attach(tiny(), {"mode": "shared", "r": 4}).save(tmp_path)
+    with pytest.raises(SettingsError, match="has shape"):
+        attach(tiny(), {"mode": "shared", "r": 8}).load(tmp_path)
+    with pytest.raises(SettingsError, match="missing"):
+        attach(tiny(), {"mode": "router"}).load(tmp_path)
+
+
+def test_a_merge_into_quantised_weights_is_refused_with_the_way_out() -> None:
+    import torch
+
+    model = tiny()
+    handle = attach(model, {"mode": "shared"})
+    experts = model.model.layers[1].mlp.experts
+    experts.down_proj = torch.nn.Parameter(experts.down_proj.data.to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(SettingsError, match=r"quantised.*load the base in bfloat16 or float32"):
+        handle.merge()
+
+
+def test_hot_reload_of_a_mixture_is_refused_by_name() -> None:
+    from trainers.adapters import refuse_hot_reload
+
+    with pytest.raises(SettingsError, match=r"qwen3_moe.*wrong weights.*fresh engine"):
+        refuse_hot_reload(tiny().config)
+    refuse_hot_reload(tiny("qwen3").config)
+
+
+# -- other formats ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "olmoe", "gpt_oss"])
+@pytest.mark.parametrize("settings", [*SETTINGS[:3], SETTINGS[4], SETTINGS[6]], ids=name)
+def test_peft_reads_what_it_can_express(family: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    import torch
+    from peft import PeftModel
+
+    model, ids = tiny(family), tokens()
+    handle = attach(model, settings)
+    shake(handle)
+    handle.export_peft(tmp_path)
+    theirs = PeftModel.from_pretrained(tiny(family), tmp_path)
+    torch.testing.assert_close(theirs(ids).logits, model(ids).logits, rtol=1e-4, atol=5e-5)
+
+
+@pytest.mark.parametrize("settings", [SETTINGS[3], SETTINGS[5], SETTINGS[7]], ids=name)
+def test_what_peft_and_vllm_cannot_express_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    handle = attach(tiny(), settings)
+    for export in (handle.export_peft, handle.export_vllm):
+        with pytest.raises(SettingsError, match=r"has no way to say mode.*merge the adapter"):
+            export(tmp_path)
