@@ -9,6 +9,7 @@ import asyncio
 import json
 import sys
 import tempfile
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,10 @@ def _fit(kind: str, settings: Common) -> Outcome:
             run_config=ray_train.RunConfig(storage_path=storage, name="run"),
         )  # fmt: skip
         try:
-            trainer.fit()
+            with warnings.catch_warnings():
+                # Ray Data, which Ray Train loads, warns of a default of its own.
+                warnings.filterwarnings("ignore", message=".*use_push_based_shuffle.*")
+                trainer.fit()
         except Exception as error:
             raise _told(note, error) from None
         told = json.loads(note.read_text(encoding="utf-8"))
