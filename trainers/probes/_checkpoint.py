@@ -131,6 +131,8 @@ def _units(folder: Path, config: dict[str, Any]) -> dict[str, Unit]:
             what = f"{name} is stored as {dtype}: quantised weights cannot be compared"
             raise DataError(what, where=str(path), fix="a checkpoint in float32, bfloat16 or float16")
         clean = canonical(name)
+        if clean == "lm_head.weight" and config.get("tie_word_embeddings"):
+            continue  # a copy of the embedding that some checkpoints carry and no loader reads
         if len(shape) == 3 and ".experts." in clean:
             found |= _experts(clean, path, name, shape, dtype, config)
             continue

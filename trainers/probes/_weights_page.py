@@ -53,18 +53,21 @@ def title_of(step: dict[str, Any]) -> str:
 def _steps(f: dict[str, Any]) -> list[Block]:
     outputs: dict[str, Any] = f.get("outputs") or {"steps": [], "why": ""}
     rows: list[list[str]] = []
+    kls: list[list[str]] = []
     for i, step in enumerate(f["steps"]):
         t = step["total"]
         out: dict[str, Any] = outputs["steps"][i] if outputs["steps"] else {}
-        rows.append(
-            [title_of(step), number(t["relative"], 4), number(t["relative_bf16"], 4), percent(t["moved"]),
-             percent(t["moved_bf16"]), spread(out.get("kl")), spread((out.get("matched") or {}).get("kl")),
-             spread((out.get("random") or {}).get("kl"))]
-        )  # fmt: skip
-    head = ["step", "relative change", "after bf16", "weights moved", "after bf16", "output KL"]
+        shares = (percent(t["moved"]), percent(t["moved_bf16"]))
+        sizes = (number(t["relative"], 4), number(t["relative_bf16"], 4))
+        rows.append([title_of(step), *sizes, *shares, number(t["intruders"]), spread(out.get("kl"))])
+        scaled = [spread((out.get(k) or {}).get("kl")) for k in ("matched", "random")]
+        kls.append([title_of(step), spread(out.get("kl")), *scaled])
+    head = ["step", "relative change", "after bf16", "weights moved", "after bf16", "intruders", "output KL"]
+    blocks: list[Block] = [Table(head, rows)]
     at = outputs.get("common_norm")
-    norm = f" at norm {number(at, 4)}" if at is not None else ""
-    blocks: list[Block] = [Table([*head, f"KL{norm}", f"random change{norm}"], rows)]
+    if at is not None:
+        norm = f"at relative change {number(at, 4)}"
+        blocks.append(Table(["output KL", "of the step", f"the step {norm}", f"noise {norm}"], kls))
     if outputs.get("why"):
         blocks.append(Text(f"No output figures: {outputs['why']}.", note=True))
     for step, out in zip(f["steps"], outputs["steps"], strict=False):

@@ -109,7 +109,7 @@ def _drawn(replies: Sequence[Reply], settings: Settings) -> tuple[list[Reply], i
 def _entropy(counts: Iterable[int]) -> float:
     listed = list(counts)
     total = sum(listed)
-    return -sum(c / total * math.log2(c / total) for c in listed)
+    return sum(c / total * math.log2(total / c) for c in listed)
 
 
 def _openings(words: Sequence[Sequence[str]], k: int) -> dict[str, Any]:
