@@ -10,6 +10,7 @@ tokens is measured at every update: weights that did not arrive show there.
 from __future__ import annotations
 
 import asyncio
+import copy
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -69,10 +70,7 @@ class EngineRollouts:
         """The engine, serving the weights as they are now."""
         self._handed += 1
         folder = self._home / str(self._handed)
-        with quiet():
-            base = self._networks.base
-            base.save_pretrained(folder, state_dict=self._networks.merged())
-            self._tok.save_pretrained(folder)
+        self._hand_over(folder)
         if self._engine is None:
             settings = vllm.Settings.model_validate({"model": str(folder), **self._own})
             pool, about = vllm.open_pool(settings, Roller, logprobs_mode="processed_logprobs")
@@ -83,6 +81,20 @@ class EngineRollouts:
             await self._engine.reload(folder)
             shutil.rmtree(self._home / str(self._handed - 1), ignore_errors=True)
         return self._engine
+
+    def _hand_over(self, folder: Path) -> None:
+        """Writes the policy with an output layer of its own: one tied to the embeddings stays behind in vLLM on CPU."""
+        base, state = self._networks.base, self._networks.merged()
+        head = next(n for n, module in base.named_modules() if module is base.get_output_embeddings())
+        state[f"{head}.weight"] = state[f"{head}.weight"].clone()
+        kept, base.config = base.config, copy.deepcopy(base.config)
+        base.config.tie_word_embeddings = False
+        try:
+            with quiet():
+                base.save_pretrained(folder, state_dict=state)
+                self._tok.save_pretrained(folder)
+        finally:
+            base.config = kept
 
     def close(self) -> None:
         """Ends the engine's processes and lets the handed-over weights go."""

@@ -77,10 +77,18 @@ class VllmEngine:
     async def reload(self, folder: Path) -> None:
         """Serves the weights of a folder, of the same architecture, from here on; `fingerprint` follows.
 
-        SettingsError for a mixture of experts on CPU: vLLM reports success there and serves wrong weights.
-        EngineError if calls are under way, or if a replica cannot load them.
+        SettingsError on CPU for a mixture of experts, and for a model that ties its output to its embeddings: vLLM
+        reports success there and serves wrong weights. EngineError if calls are under way, or a replica cannot load.
         """
-        refuse_stale(_model.read_json(folder / "config.json", "engine.model"))
+        config = _model.read_json(folder / "config.json", "engine.model")
+        refuse_stale(config)
+        if _model.on_cpu() and config.get("tie_word_embeddings"):
+            raise SettingsError(
+                f"{folder.name} ties its output layer to its embeddings; vLLM on CPU keeps the old output layer, whose "
+                "weights it has packed, when the embeddings change under it",
+                where="engine.model",
+                fix="start and reload with a copy whose config says tie_word_embeddings: false, with lm_head.weight",
+            )
         _model.check_weights(folder, "engine.model")
         await self.pool.reload(str(folder))
         self.fingerprint = _model.fingerprint(folder, self.settings.dtype, None)
