@@ -180,3 +180,33 @@ def test_a_coach_of_a_wrapped_model_sees_the_passes(mixture: Path) -> None:
             wrapped(input_ids=torch.randint(5, 90, (2, 8)))
     assert coach.loss().item() > 0
     assert coach.after_step()["moe/dead"] >= 0
+
+
+def short_ones(prompts: Any, completions: Any, **_: Any) -> list[float | None]:
+    """Scores short replies higher."""
+    return [-len(c[0]["content"]) / 50 for c in completions]
+
+
+def test_ppo_adds_the_losses_to_its_policys_own(mixture: Path, tmp_path: Path) -> None:
+    from trainers import _rows, ppo
+
+    said = {
+        "model": str(mixture), "data": "rows", "out": str(tmp_path / "ppo"), "steps": 1, "batch": 4, "lr": 1e-3,
+        "rollout": {"max_tokens": 6}, "update": {"epochs": 2, "minibatches": 2}, "device": "cpu", "log_every": 1,
+        "reward": {"judge": "a function, above"}, "save_as": "float32",
+        "moe": {"warmup": {"steps": 4, "aux_start": 0.4, "aux_end": 0.4, "router_lr": 0.05}},
+    }  # fmt: skip
+    rows = [{"prompt": f"bo da {i}"} for i in range(4)]
+    ppo.build(assemble(ppo.Settings, said), short_ones).train(_rows.given(rows, "prompts"))
+    line = json.loads((tmp_path / "ppo/metrics.jsonl").read_text().splitlines()[0])
+    assert line["moe/balance_weight"] == 0.4
+    assert 1.0 <= line["moe/balance"] <= 2.0
+    from transformers import AutoModelForCausalLM
+
+    before, after = (
+        layers(AutoModelForCausalLM.from_pretrained(m, dtype=torch.float32))[0] for m in (mixture, tmp_path / "ppo")
+    )
+    for one, other in zip(before.experts.parameters(), after.experts.parameters(), strict=True):
+        assert torch.equal(one, other), "the experts stand still while the warm-up lasts"
+    one_router, other_router = before.router.weight, after.router.weight
+    assert (other_router - one_router).abs().max() > 0.05  # type: ignore[operator, union-attr]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,8 @@ from trainers._ppo_networks import Networks
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from trainers.moe._coach import Coach
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -109,14 +112,15 @@ def experience(
 class Learner:
     """Takes optimizer steps on an experience; `rows` samples at a time are in memory.
 
-    Gradients longer than `longest` are shortened to it; 0 leaves them.
+    Gradients longer than `longest` are shortened to it; 0 leaves them. `coach` adds the policy's router losses.
     """
 
     def __init__(
-        self, networks: Networks, optimizer: torch.optim.Optimizer, how: Objective, rows: int, longest: float = 1.0
-    ) -> None:
+        self, networks: Networks, optimizer: torch.optim.Optimizer, how: Objective, rows: int, longest: float = 1.0,
+        coach: Coach | None = None,
+    ) -> None:  # fmt: skip
         self._networks, self._optimizer, self._how, self._rows = networks, optimizer, how, rows
-        self._longest = longest or math.inf
+        self._longest, self._coach = longest or math.inf, coach
         self._weights = [p for group in optimizer.param_groups for p in group["params"]]
 
     def learn(self, experience: Experience, seed: int) -> dict[str, float]:
@@ -152,8 +156,12 @@ class Learner:
         if not all(map(math.isfinite, told.values())):
             self._optimizer.zero_grad()
             raise NotFinite(", ".join(f"{k} {v:g}" for k, v in told.items() if not math.isfinite(v)))
+        if self._coach is not None:
+            self._coach.before_step(self._optimizer)
         self._optimizer.step()
         self._optimizer.zero_grad()
+        if self._coach is not None:
+            told |= self._coach.after_step()
         return told
 
     def _backward(self, whole: Experience, rows: list[int], tokens: int) -> dict[str, float]:
@@ -169,11 +177,14 @@ class Learner:
         def share(x: Tensor) -> Tensor:
             return (x * real).sum() / tokens
 
-        scored = networks.score(batch)
+        with nullcontext() if self._coach is None else self._coach.recording():
+            scored = networks.score(batch)
         policy = m.policy_loss(scored.logp, old, advantages, how.clip)
         loss = share(policy.terms)
         if how.entropy_weight:
             loss = loss - how.entropy_weight * share(scored.entropy)
+        if self._coach is not None:
+            loss = loss + self._coach.loss() * (real.sum() / tokens)
         values = scored.values
         if values is not None:
             value = m.value_loss(values, old_values, returns, how.clip_value)

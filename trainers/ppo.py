@@ -33,6 +33,7 @@ from trainers._ppo_rollout import OwnRollouts, Rollouts
 from trainers._ppo_screen import Screen
 from trainers._ppo_update import Learner, NotNegative, Objective, Positive
 from trainers._rows import Rows
+from trainers.moe._coach import coach_of, split
 
 
 class KL(Frozen):
@@ -128,7 +129,9 @@ class PpoTrainer:
         checkpoint = _run.begun(s, digest(rows.census.files))
         networks = self._networks(folder, tok)
         steps = s.steps or math.ceil(s.epochs * len(asks) / s.batch)
-        parts = self._parts(networks, tok, context, steps)
+        # A checkpoint is named after its step.
+        done_steps = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        parts = self._parts(networks, tok, context, steps, done_steps)
         at, controller = 0, KLController(s.kl.weight, s.kl.target, s.kl.rate)
         clock = time.monotonic()
         try:
@@ -177,7 +180,7 @@ class PpoTrainer:
             bf16=s.bf16,
         )  # fmt: skip
 
-    def _parts(self, networks: Networks, tok: Any, context: int, steps: int) -> Parts:
+    def _parts(self, networks: Networks, tok: Any, context: int, steps: int, at: int = 0) -> Parts:
         import torch
 
         s = self._settings
@@ -186,12 +189,16 @@ class PpoTrainer:
             {"params": networks.value_weights, "lr": s.value.lr or s.lr},
         ]
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-5, weight_decay=s.weight_decay)
+        coach = coach_of(networks.policy, s.moe)
+        if coach is not None:
+            split(optimizer, coach.router_parameters())
+            coach.step = at * s.update.epochs * min(s.update.minibatches, s.batch)
         schedules: Any = import_module("transformers")
         warmup = int(s.warmup if s.warmup >= 1 else s.warmup * steps)
         own = {"num_decay_steps": max(1, steps // 10)} if s.schedule == "warmup_stable_decay" else {}
         scheduler = schedules.get_scheduler(s.schedule, optimizer, warmup, steps, own)
         rows = math.ceil(s.batch / s.update.minibatches / s.accumulation)
-        learner = Learner(networks, optimizer, s.update, rows, s.max_grad_norm)
+        learner = Learner(networks, optimizer, s.update, rows, s.max_grad_norm, coach)
         return Parts(networks, learner, optimizer, scheduler, tok, self._rollouts(networks, tok, context), self._scorer)
 
     def _rollouts(self, networks: Networks, tok: Any, context: int) -> Rollouts:

@@ -9,11 +9,11 @@ import logging
 import math
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tenet.errors import SettingsError
 from trainers.moe import losses
-from trainers.moe._hooks import Tap
+from trainers.moe._hooks import Tap, has_routers
 from trainers.moe.losses import Settings, Tally
 from trainers.moe.schedule import balance_weight
 
@@ -145,6 +145,16 @@ class Coach:
     def close(self) -> None:
         """Takes the hooks off the model."""
         self.tap.close()
+
+
+def coach_of(model: torch.nn.Module, asked: Settings | Literal["off"] | None) -> Coach | None:
+    """The coach of a training whose setting `moe` is this; None: the defaults if the model has routers.
+
+    SettingsError where settings are given and the model is dense.
+    """
+    if asked == "off" or (asked is None and not has_routers(model)):
+        return None
+    return Coach(model, asked or Settings())
 
 
 def figures(tally: Tally, top_k: int) -> dict[str, float]:

@@ -13,8 +13,7 @@ from typing import Any, Literal
 
 from transformers import TrainerCallback
 
-from trainers.moe._coach import Coach, split
-from trainers.moe._hooks import has_routers
+from trainers.moe._coach import Coach, coach_of, split
 from trainers.moe.losses import Settings
 
 
@@ -32,9 +31,9 @@ class RouterLosses:
         SettingsError where settings are given and the model is dense.
         """
         model = self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
-        if settings == "off" or (settings is None and not has_routers(model)):
+        self.coach = coach_of(model, settings)
+        if self.coach is None:
             return
-        self.coach = Coach(model, settings or Settings())
         self._seen: list[dict[str, float]] = []
         # The model's own balance loss would be a second one of the same kind.
         config: Any = model.config.get_text_config()
