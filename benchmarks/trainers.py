@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+# This file is called as a package of ours is, and would be found first.
+sys.path[0] = str(ROOT)
 KINDS = ("sft", "reward", "dpo")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import tempfile
 import warnings
@@ -27,21 +28,23 @@ def train(kind: str, settings: Common) -> Outcome:
     `out` under the same paths.
     """
     # What is wrong with settings or data is told before Ray starts.
-    kinds.load("trainers", kind).build(settings)
+    for _ in kinds.load("trainers", kind).build(settings).rows():
+        pass
+    if settings.address is None:
+        _check_room(settings, (os.cpu_count() or 1) if settings.on_cpu else import_module("torch").cuda.device_count())
     asyncio.run(_ray.enter(settings.address))
     try:
-        _check_room(settings)
+        if settings.address is not None:
+            what = "CPU" if settings.on_cpu else "GPU"
+            _check_room(settings, int(_ray.ray().cluster_resources().get(what, 0)))
         return _fit(kind, settings)
     finally:
         _ray.leave()
 
 
-def _check_room(settings: Common) -> None:
-    ray = _ray.ray()
-    what = "GPU" if not settings.on_cpu else "CPU"
-    there = int(ray.cluster_resources().get(what, 0))
+def _check_room(settings: Common, there: int) -> None:
     if there < settings.workers:
-        short = f"{settings.workers} workers, but Ray has {there} {what}s"
+        short = f"{settings.workers} workers, but there are {there} {'CPUs' if settings.on_cpu else 'GPUs'}"
         raise SettingsError(short, where="workers", fix="fewer workers, or a cluster with more of them (address)")
 
 
@@ -65,32 +68,29 @@ def _fit(kind: str, settings: Common) -> Outcome:
         )  # fmt: skip
         try:
             with warnings.catch_warnings():
-                # Ray Data, which Ray Train loads, warns of a default of its own.
-                warnings.filterwarnings("ignore", message=".*use_push_based_shuffle.*")
+                # Ray Data, which Ray Train loads, warns of the defaults that it sets itself.
+                warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\.data")
                 trainer.fit()
         except Exception as error:
-            raise _told(note, error) from None
-        told = json.loads(note.read_text(encoding="utf-8"))
-    return Outcome(Path(settings.out), told["manifest"], told["fresh"])
+            raise told(note, error) from None
+        result = json.loads(note.read_text(encoding="utf-8"))
+    return Outcome(Path(settings.out), result["manifest"], result["fresh"])
 
 
-def _told(note: Path, error: Exception) -> Exception:
+def told(note: Path, error: Exception) -> Exception:
     """What a worker raised, in the words that a single process would have used."""
     if note.exists():
-        told = json.loads(note.read_text(encoding="utf-8"))
-        errors: Any = import_module("tenet.errors")
-        made = getattr(errors, told["error"], TrainingError)
+        said = json.loads(note.read_text(encoding="utf-8"))
+        made = getattr(import_module("tenet.errors"), said["error"], TrainingError)
+        # The words are whole already: the class would put its own parts together.
         raised = made.__new__(made)
-        raised.args = (told["said"],)
+        raised.args = (said["said"],)
         return raised
     return EngineError(f"a worker ended: {_ray.reason(error)}")
 
 
 def _work(config: dict[str, Any]) -> None:
     """Runs in every worker: the same training, with the process group that Ray Train has set up."""
-    import os
-    import sys
-
     sys.path[:0] = [p for p in config["path"] if p not in sys.path]
     os.chdir(config["folder"])
     import torch
