@@ -111,6 +111,11 @@ def test_a_model_compared_with_itself_drops_nothing_and_a_moved_router_shows_whe
     assert found[4]["dropped"] < 0.01
 
 
+def test_comparing_leaves_gradients_on() -> None:
+    routing.compare(mixture(), mixture(), rows(8))
+    assert torch.is_grad_enabled()
+
+
 def test_models_of_another_shape_are_not_compared() -> None:
     with pytest.raises(SettingsError, match="other MoE layers or experts"):
         routing.compare(mixture(), mixture(top_k=1), rows())

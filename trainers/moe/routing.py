@@ -62,7 +62,9 @@ def passes(model: Any, tap: Tap, rows: Sequence[Row]) -> Iterator[Forward]:
         with torch.no_grad(), tap.recording(without_gradients=True) as seen:
             model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
             real = mask.reshape(-1).bool()
-            yield Forward([x[real] for x in seen[0].logits], [x[real] for x in seen[0].chosen])
+            made = Forward([x[real] for x in seen[0].logits], [x[real] for x in seen[0].chosen])
+        # Not from within `no_grad`: two of these side by side would each restore what the other had set.
+        yield made
 
 
 def look(model: Any, rows: Sequence[Row]) -> Seen:
