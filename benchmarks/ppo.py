@@ -4,7 +4,7 @@ Both draw with transformers, score with the same function, take the same number 
 number of rollouts, and learn all weights. RLOO has no value network: `shared` costs PPO least, `separate` most.
 Prints JSON; the target is a `ratio` of at most 1.15 for `shared`. Of three rounds, the faster counts.
 
-    python benchmarks/ppo.py [--updates 6] [--batch 32] [--max-tokens 48]
+    python -P benchmarks/ppo.py [--updates 6] [--batch 32] [--max-tokens 48]
 """
 
 from __future__ import annotations

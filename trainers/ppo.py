@@ -195,8 +195,7 @@ class PpoTrainer:
             coach.step = at * s.update.epochs * min(s.update.minibatches, s.batch)
         schedules: Any = import_module("transformers")
         warmup = int(s.warmup if s.warmup >= 1 else s.warmup * steps)
-        own = {"num_decay_steps": max(1, steps // 10)} if s.schedule == "warmup_stable_decay" else {}
-        scheduler = schedules.get_scheduler(s.schedule, optimizer, warmup, steps, own)
+        scheduler = schedules.get_scheduler(s.schedule, optimizer, warmup, steps)
         rows = math.ceil(s.batch / s.update.minibatches / s.accumulation)
         learner = Learner(networks, optimizer, s.update, rows, s.max_grad_norm, coach)
         return Parts(networks, learner, optimizer, scheduler, tok, self._rollouts(networks, tok, context), self._scorer)
