@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from tenet.engines import _model
 from tenet.errors import SettingsError
 from tenet.records import Frozen, digest
+from trainers import adapters
 from trainers._rows import Rows, Source
 from trainers.moe import losses
 
@@ -66,6 +67,8 @@ class Common(Frozen):
     """Trade a third more time for activations that need not be kept."""
     lora: Lora | None = None
     """Adapters instead of all weights; they are saved beside the merged model."""
+    adapter: dict[str, Any] | None = None
+    """An adapter for a mixture of experts, `{mode: hybrid, …}`: docs/moe-adapters.md; saved and merged as lora is."""
     moe: losses.Settings | Literal["off"] | None = None
     """Router losses of a mixture of experts, see docs/moe.md; unset: their defaults if the model is one."""
     save_as: Literal["bfloat16", "float32"] = "bfloat16"
@@ -91,6 +94,17 @@ class Common(Frozen):
         if self.batch % (self.workers * self.accumulation):
             what = f"batch {self.batch} is no multiple of workers x accumulation = {self.workers * self.accumulation}"
             raise ValueError(what)
+        return self
+
+    @model_validator(mode="after")
+    def _adapts(self) -> Self:
+        if self.adapter is not None:
+            if self.lora is not None:
+                raise ValueError("lora and adapter exclude each other: an adapter has its own `attention: {r: …}`")
+            try:
+                adapters.check(self.adapter)
+            except SettingsError as error:
+                raise ValueError(str(error)) from None
         return self
 
     @property

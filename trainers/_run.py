@@ -20,11 +20,14 @@ import psutil
 
 from tenet.errors import RunFolderError
 from tenet.records import digest
-from trainers import _disk, _rows, _save
+from trainers import _disk, _rows, _save, adapters
 from trainers._common import Common, Outcome, context_of, load, locate, quiet, tokenizer_of
 from trainers._encode import Coder, Encode, Encoded, Ids, written
 from trainers._rows import Rows
 from trainers._shapes import Row, Shape
+
+_PROBE = 64
+"""Rows on which the load of experts is measured, where an adapter goes by it."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,10 @@ class TrlTrainer:
         encoded = written(rows, encode, self.sequence, context if self.pack else 0)
         checkpoint = begun(settings, digest(rows.census.files))
         model = self.fresh(folder, tok, context) if self.fresh else load(folder, tok, self.head, settings.seed)
+        handle = self._adapted(model, encoded)
         hf = self.start(Start(settings, folder, tok, model, encoded, context))
+        if handle is not None:
+            hf.add_callback(handle.callback(checkpoint=checkpoint))
         clock = time.monotonic()
         with quiet(), _patience(), watched(hf, self.kind):
             hf.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -90,6 +96,17 @@ class TrlTrainer:
             manifest = _save.finish(settings, self.kind, rows.census, facts)
             shutil.rmtree(out / "checkpoints", ignore_errors=True)
         return Outcome(out, manifest or {}, fresh=True)
+
+    def _adapted(self, model: Any, encoded: Encoded) -> Any:
+        """The adapter that the settings ask for, on the model; experts are weighed on the first rows of the data."""
+        import torch
+
+        if self.settings.adapter is None:
+            return None
+        first = encoded.data.select(range(min(_PROBE, len(encoded.data))))
+        batches = ({"input_ids": torch.tensor([list(self.sequence(row))])} for row in first)
+        weighed = {"rank_by_load", "by", "n", "share"} & self.settings.adapter.keys()
+        return adapters.attach(model, self.settings.adapter, batches=batches if weighed else None)
 
     def start(self, start: Start) -> Any:
         """The transformers trainer, guarded and ready."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import tenet
 from tenet import drawings
-from trainers import _disk
+from trainers import _disk, adapters
 from trainers._common import Common, quiet
 from trainers._shapes import Census
 
@@ -35,6 +35,10 @@ def model_folder(model: Any, tok: Any, out: Path, dtype: str) -> None:
         if hasattr(model, "merge_and_unload"):
             model.save_pretrained(beside / "adapter")
             model = model.merge_and_unload()
+        for handle in adapters.of(model):
+            handle.save(beside / "adapter")
+            if not handle.whole:
+                model = handle.merge()
         kept = {k: v.to(getattr(torch, dtype)) if v.is_floating_point() else v for k, v in model.state_dict().items()}
         model.config.dtype = getattr(torch, dtype)
         model.save_pretrained(beside, state_dict=kept)

@@ -22,7 +22,7 @@ from trl.trainer.reward_trainer import RewardTrainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from trainers import _common
+from trainers import _common, adapters
 from trainers._common import peft_config
 from trainers._loop import Guarded, arguments
 from trainers._run import Start
@@ -121,6 +121,17 @@ class _Heard:
         return self.outputs
 
 
+class _Off:
+    """A reference that is the trained model with its adapter off."""
+
+    def __init__(self, model: Any, handle: Any) -> None:
+        self._model, self._handle = model, handle
+
+    def __call__(self, **inputs: Any) -> Any:
+        with self._handle.disabled():
+            return self._model(**inputs)
+
+
 class GuardedDPO(_Soft, DPOTrainer):
     """TRL's DPO with soft labels."""
 
@@ -142,6 +153,9 @@ class GuardedDPO(_Soft, DPOTrainer):
             processing_class=start.tok,
             peft_config=peft_config(s.lora, "causal"),
         )
+        for handle in adapters.of(start.model):
+            if not handle.whole:
+                made.ref_model = _Off(start.model, handle)
         return made._labelled(s.labels == "soft")
 
     def _prepare_dataset(self, dataset, *_: Any, **__: Any):

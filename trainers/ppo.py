@@ -99,6 +99,8 @@ def build(settings: Settings, reward: RewardFunction | None = None) -> Trainer:
     if settings.workers > 1:
         fix = "workers: 1; rollouts on several GPUs: rollout.engine: vllm with rollout.replicas"
         raise SettingsError("ppo learns in one process", where="workers", fix=fix)
+    if settings.adapter is not None:
+        raise SettingsError("ppo takes no adapter of a mixture yet", where="adapter", fix="lora, or all weights")
     if settings.rollout.engine == "vllm":
         from trainers._ppo_engine import check
 

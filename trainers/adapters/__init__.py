@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from trainers.adapters._handle import Handle
     from trainers.adapters._load import Load
 
-__all__ = ["attach", "check", "load", "measure", "refuse_hot_reload"]
+__all__ = ["attach", "check", "load", "measure", "of", "refuse_hot_reload"]
 
 
 def check(settings: Mapping[str, Any] | Document, where: str = "adapter") -> tuple[str, Frozen]:
     """(mode, its settings) of `{mode: …, …}`; SettingsError names what is wrong. Needs no model and no torch."""
     doc = settings if isinstance(settings, Document) else Document(dict(settings), where)
-    mode = doc.data.get("mode") if isinstance(doc.data, Mapping) else None
+    data: Any = doc.data
+    mode: Any = data.get("mode") if hasattr(data, "get") else None
     modes = ", ".join(kinds.known("trainers.adapters"))
     if not isinstance(mode, str):
         raise SettingsError("no mode is given", where=doc.place("mode"), fix=f"mode: one of {modes}")
@@ -105,6 +106,12 @@ def load(model: Any, folder: Path | str, *, name: str = "default") -> Handle:
 def _implementation(model: Any) -> Any:
     get = getattr(model, "get_experts_implementation", None)
     return get() if get else None
+
+
+def of(model: Any) -> list[Handle]:
+    """The adapters on a model, one of them switched on."""
+    found: dict[str, Handle] = getattr(model, "__dict__", {}).get("_tenet_adapters", {})
+    return [h for h in found.values() if h._live]  # pyright: ignore[reportPrivateUsage]
 
 
 def refuse_hot_reload(config: Any) -> None:

@@ -14,11 +14,13 @@ from transformers import TrainerCallback
 class Watch(TrainerCallback):
     """Says what is trained, stops a training that trains nothing, and saves the adapter beside each checkpoint."""
 
-    def __init__(self, handle: Any, say: Any) -> None:
-        self.handle, self.say, self.checked = handle, say, False
+    def __init__(self, handle: Any, say: Any, checkpoint: Path | None = None) -> None:
+        self.handle, self.say, self.checked, self.checkpoint = handle, say, False, checkpoint
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.handle.activate()
+        if self.checkpoint is not None and (self.checkpoint / "adapter" / "adapter.json").is_file():
+            self.handle.load(self.checkpoint / "adapter")
         self.handle.guard(kwargs["optimizer"])
         if state.is_world_process_zero:
             self.say(self.handle.audit().text())

@@ -216,7 +216,7 @@ class Experts(torch.autograd.Function):
             # -- second projection: q is the gradient of h before the routing weight
             dz = dout[order.token]
             q = rows.mm(dz, base.down.mT, _turned(base, c2))
-            zb = None
+            zb = ub = None
             if a2 is not None and b2 is not None:
                 zb = rows.frozen.mm(dz, b2.mT)
                 rows.frozen.addmm_(q, zb, a2, s2)
@@ -232,7 +232,7 @@ class Experts(torch.autograd.Function):
             if zb is not None and ha is not None:
                 da2 = rows.frozen.outer(zb.mul_(ws), h).mul_(s2)
                 db2 = rows.frozen.outer(ha * ws, dz).mul_(s2)
-            if sa2 is not None and u is not None:
+            if sa2 is not None and ub is not None:
                 dsa2 = (ub[order.token] * ws).T @ h * t2
                 dsb2 = u.T @ dout * t2
             if c2 is not None:
@@ -248,7 +248,7 @@ class Experts(torch.autograd.Function):
                 gb = rows.frozen.mm(dg, b1.mT)
                 da1 = rows.frozen.outer(gb, xs).mul_(s1)
                 db1 = rows.frozen.outer(xa, dg).mul_(s1)
-            if c1 is not None:
+            if c1 is not None and xs is not None:
                 dc1 = _unfaced(base, rows.chosen.outer(xs[rows.first :], dg[rows.first :]))
             del xs
             tb = None
@@ -261,7 +261,7 @@ class Experts(torch.autograd.Function):
                 if gb is not None:
                     rows.frozen.addmm_(dxs, gb, a1, s1)
                 dx = add(dxs, order.row, None)
-                if tb is not None:
+                if tb is not None and sa1 is not None:
                     dx.addmm_(tb, sa1, alpha=t1)
         return None, dx, dw, da1, db1, dsa1, dsb1, dc1, da2, db2, dsa2, dsb2, dc2
 
@@ -290,7 +290,11 @@ def _gate_gradient(base: Frozen, g: torch.Tensor) -> tuple[torch.Tensor, Any]:
         with torch.enable_grad():
             leaf = g.detach().requires_grad_()
             value = base.gate(leaf)
-        return value.detach(), lambda dh: torch.autograd.grad(value, leaf, dh)[0]
+
+        def through(dh: torch.Tensor) -> torch.Tensor:
+            return torch.autograd.grad(value, leaf, dh)[0]
+
+        return value.detach(), through
     gate, up = g.chunk(2, -1)
     opened = F.silu(gate)
 

@@ -164,6 +164,10 @@ def _write(folder: Path, state: dict[str, torch.Tensor], config: dict[str, Any])
 
     folder.mkdir(parents=True, exist_ok=True)
     save_file({n: t.cpu().clone().contiguous() for n, t in state.items()}, folder / "adapter_model.safetensors")
-    text = json.dumps(config, indent=1, default=lambda v: sorted(v) if isinstance(v, set) else str(v))
+    text = json.dumps(config, indent=1, default=_as_json)
     (folder / "adapter_config.json").write_text(text, encoding="utf-8")
     return folder
+
+
+def _as_json(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set) else str(value)

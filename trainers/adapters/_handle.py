@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ class Handle:
             self.model.set_experts_implementation(_experts.NAME)
 
     @contextmanager
-    def disabled(self) -> Iterator[None]:
+    def disabled(self) -> Generator[None]:
         """The base alone, such as a reference model needs. SettingsError in mode full, which has no base left."""
         self._check()
         if self.whole:
@@ -137,11 +137,14 @@ class Handle:
 
         return _load.moved(self, batches)
 
-    def callback(self, say: Any = print) -> Any:
-        """A transformers TrainerCallback: prints the audit, checks the first step, guards the optimizer, reports."""
+    def callback(self, say: Any = print, checkpoint: Path | None = None) -> Any:
+        """A transformers TrainerCallback: prints the audit, checks the first step, guards the optimizer, reports.
+
+        It saves the adapter into each checkpoint, and takes up the one in `checkpoint`.
+        """
         from trainers.adapters._callback import Watch
 
-        return Watch(self, say)
+        return Watch(self, say, checkpoint)
 
     # -- keeping -----------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ class Seen(NamedTuple):
 
 
 @contextmanager
-def watching(found: list[Block]) -> Iterator[dict[int, Seen]]:
+def watching(found: list[Block]) -> Generator[dict[int, Seen]]:
     """Layer -> what its experts were last called with."""
     last: dict[int, Seen] = {}
 

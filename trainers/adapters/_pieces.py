@@ -110,8 +110,9 @@ class ExpertPiece(nn.Module):
                 if not loop:
                     rank = aligned(rank, self.block[0].up.dtype)
                 a, b = fit(a, self.E, self.slots, rank), fit(b, self.E, self.slots, rank)
-            shared = (getattr(self, f"shared_{target}_{f}", None) for f in "ab")
-            made.append(Factors(a, b, *shared, getattr(self, f"chosen_{target}", None), self.scale, self.shared_scale))
+            shared_a, shared_b = (getattr(self, f"shared_{target}_{f}", None) for f in "ab")
+            own = getattr(self, f"chosen_{target}", None)
+            made.append(Factors(a, b, shared_a, shared_b, own, self.scale, self.shared_scale))
         return made[0], made[1]
 
     def see(self, tokens: torch.Tensor) -> None:
@@ -170,10 +171,9 @@ class ExpertPiece(nn.Module):
             return {}
         block, made = self.block[0], dict[int, float]()
         for i, e in enumerate(self.ids.tolist()):
-            change = [
-                own.detach()[i] - weight.detach()[e]
-                for own, weight in ((self.chosen_gate_up, block.up), (self.chosen_down, block.down))
-            ]
+            owned: tuple[Any, Any] = (self.chosen_gate_up, self.chosen_down)
+            pairs = zip(owned, (block.up, block.down), strict=True)
+            change = [own.detach()[i] - weight.detach()[e] for own, weight in pairs]
             made[e] = math.sqrt(sum(float(c.double().square().sum()) for c in change))
         return made
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def save(handle: Any, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     state = {n: t.cpu().contiguous() for n, t in handle.state().items()}
     (folder / "adapter.json").unlink(missing_ok=True)
-    _replace(folder / "adapter.safetensors", lambda p: save_file(state, p))
+    _replace(folder / "adapter.safetensors", partial(save_file, state))
     pieces = handle.pieces.items()
     card = Card(
         format=_FORMAT,
@@ -48,8 +49,8 @@ def save(handle: Any, folder: Path) -> Path:
         ranks={n: tuple(p.ranks) for n, p in pieces if getattr(p, "slots", None) is not None},
         ids={n: tuple(p.ids.tolist()) for n, p in pieces if getattr(p, "ids", None) is not None},
     )
-    text = json.dumps(card.model_dump(mode="json"), indent=1)
-    _replace(folder / "adapter.json", lambda p: p.write_text(text, encoding="utf-8"))
+    text = json.dumps(card.model_dump(mode="json"), indent=1).encode()
+    _replace(folder / "adapter.json", partial(Path.write_bytes, data=text))
     return folder
 
 

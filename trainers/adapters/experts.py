@@ -7,7 +7,7 @@ sets; the released script normalises over layers and does not.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -53,8 +53,9 @@ def build(settings: Settings, place: Place) -> None:
         share = settings.share or (0.1 if settings.by == "gate" else 0.2)
         load = place.load("adapter.share")
         scores = (load.gate if settings.by == "gate" else load.tokens).double()
-        scores = scores / scores.sum(1, keepdim=True)
-        chosen = {i: select(row.tolist(), share, settings.n) for i, row in enumerate(scores)}
+        shares: Any = scores / scores.sum(1, keepdim=True)
+        listed: list[list[float]] = shares.tolist()
+        chosen = {i: select(row, share, settings.n) for i, row in enumerate(listed)}
     for block in found:
         piece = place.experts(block)
         if chosen.get(block.layer):

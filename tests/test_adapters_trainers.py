@@ -1,0 +1,146 @@
+"""Every adapter mode through every trainer that takes one, on the bundled mixture, and back after a stop."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tenet import kinds
+from tenet.errors import SettingsError
+from tenet.settings import assemble
+
+MODES: dict[str, dict[str, Any]] = {
+    "shared": {"mode": "shared", "r": 4},
+    "per_expert": {"mode": "per_expert", "r": 4, "lr_by_load": 0.5},
+    "hybrid": {"mode": "hybrid", "attention": {"r": 2}},
+    "router": {"mode": "router"},
+    "experts": {"mode": "experts", "n": 2},
+    "attention": {"mode": "attention"},
+    "full": {"mode": "full"},
+}
+
+
+def rows(folder: Path, kind: str) -> Path:
+    """Eight rows of nano's language."""
+    path = folder / "rows.jsonl"
+    with path.open("w") as file:
+        for i in range(8):
+            prompt = [{"role": "user", "content": f"Can you help me sew a button {i}?"}]
+            good = [{"role": "assistant", "content": f"Choose a hole that fits the button {i}."}]
+            bad = [{"role": "assistant", "content": f"You should be ashamed of your habits {i}."}]
+            pair = {"prompt": prompt, "chosen": good, "rejected": bad, "p_chosen": 0.6 + 0.04 * i}
+            row = {"prompt": prompt, "completion": good} if kind == "sft" else pair
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+def train(folder: Path, kind: str, adapter: dict[str, Any], **more: Any) -> Path:
+    said = {
+        "model": "nano:assistant-moe", "data": str(rows(folder, kind)), "out": str(folder / "out"), "batch": 4,
+        "lr": 1e-3, "steps": 2, "context": 64, "save_as": "float32", "adapter": adapter, **more,
+    }  # fmt: skip
+    module = kinds.load("trainers", kind)
+    trainer = module.build(assemble(module.Settings, said))
+    trainer.train(trainer.rows())
+    return folder / "out"
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    named = json.loads((folder / "config.json").read_text())["architectures"][0]
+    kind = AutoModelForCausalLM if named.endswith("CausalLM") else AutoModelForSequenceClassification
+    return dict(kind.from_pretrained(folder, local_files_only=True).named_parameters())
+
+
+@pytest.mark.parametrize("kind", ["sft", "reward", "dpo"])
+@pytest.mark.parametrize("mode", list(MODES))
+def test_every_mode_trains_what_it_says_and_leaves_a_plain_model(
+    kind: str, mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    out = train(tmp_path, kind, MODES[mode])
+    said = capsys.readouterr().out
+    assert f"adapter {mode}:" in said
+    assert f"adapter {mode}: what was learnt" in said
+    assert (out / "adapter" / "adapter.json").is_file()
+    before, after = weights(Path("nano/models/assistant-moe")), weights(out)
+    assert not [n for n in after if "tenet" in n]
+    changed = {
+        n.split(".")[3] + "." + n.split(".")[4] for n in before if "layers" in n and not same(before[n], after[n])
+    }
+    outer = [n for n in before if "layers" not in n and n in after and not same(before[n], after[n])]
+    experts, router = "mlp.experts", "mlp.gate"
+    attention = {f"self_attn.{p}_proj" for p in "qkvo"}
+    wanted = {
+        "shared": {experts}, "per_expert": {experts}, "hybrid": {experts} | attention, "router": {router},
+        "experts": {experts}, "attention": attention,
+    }  # fmt: skip
+    if mode == "full":
+        assert {experts, router} | attention <= changed
+    else:
+        assert (changed, outer) == (wanted[mode], [])
+    if kind == "reward":
+        assert bool(torch.isfinite(after["score.weight"]).all())
+
+
+def same(a: Any, b: Any) -> bool:
+    import torch
+
+    # the bundled weights are bfloat16; a merge is done in float32, and the sum may round in the last place
+    return torch.allclose(a.float(), b.float(), rtol=1e-6, atol=1e-7)
+
+
+def test_a_training_goes_on_with_its_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from trainers import _loop
+
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "cut").mkdir()
+    more = {"steps": 4, "save_every": 2, "schedule": "constant"}
+    whole = train(tmp_path / "whole", "sft", MODES["hybrid"], **more)
+
+    class Cut(BaseException):
+        pass
+
+    plain = _loop.Guarded.training_step
+
+    def stop(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 3:
+            raise Cut
+        return plain(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_loop.Guarded, "training_step", stop)
+        with pytest.raises(Cut):
+            train(tmp_path / "cut", "sft", MODES["hybrid"], **more)
+    out = train(tmp_path / "cut", "sft", MODES["hybrid"], **more)
+    first, second = weights(whole), weights(out)
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-5, atol=1e-6)
+    assert json.loads((out / "manifest.json").read_text())["resumed_from_step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"adapter": {"mode": "hybrid", "r": 0}}, "r"),
+        ({"adapter": {"mode": "lora"}}, "unknown kind 'lora'"),
+        ({"adapter": {"mode": "shared"}, "lora": {}}, "exclude each other"),
+    ],
+)
+def test_a_bad_adapter_is_refused_before_anything_is_loaded(said: dict[str, Any], words: str) -> None:
+    module = kinds.load("trainers", "sft")
+    with pytest.raises(SettingsError, match=words):
+        assemble(module.Settings, {"model": "m", "data": "d", "out": "o", "lr": 1e-3, **said})
+
+
+def test_ppo_refuses_an_adapter_by_name() -> None:
+    module = kinds.load("trainers", "ppo")
+    with pytest.raises(SettingsError, match="ppo takes no adapter"):
+        module.build(module.Settings.model_construct(workers=1, adapter={"mode": "shared"}))
