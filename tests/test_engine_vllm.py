@@ -19,7 +19,7 @@ import pytest
 from tenet.engines import Reply, Request, Sampling, _choices, _model
 from tenet.engines._pool import Pool
 from tenet.engines._prompt import Fault, Prompts
-from tenet.engines._replica import cores
+from tenet.engines._replica import Replica, cores
 from tenet.engines.vllm import Settings, build
 from tenet.errors import EngineError, SettingsError
 from tenet.records import Message
@@ -498,3 +498,37 @@ def test_a_killed_engine_process_is_replaced_and_a_killed_driver_leaves_nothing(
         driver.stdout.close()
         for pid in carrying(mark):
             os.kill(pid, signal.SIGKILL)
+
+
+class Prompt(Replica):
+    """Answers at once, without vLLM."""
+
+    def _load(self) -> None:
+        self._limit, self._death = 10, RuntimeError
+
+    async def _answer(self, asked: tuple[Any, ...]) -> tuple[Any, ...]:
+        return asked[0], "stop", (), (0, 0, 0)
+
+    async def stop(self) -> None:
+        return None
+
+
+def test_no_answer_is_lost_to_an_event_loop_that_has_ended() -> None:
+    """A reward function asks from one event loop after another; the call of the last one still waits in the replica."""
+    plan = {"args": {"tensor_parallel_size": 1}, "env": {}, "cpu": True, "threads": 1, "lora": None}
+    pool = Pool(plan, Prompt, size=1, restarts=0)
+
+    async def many() -> list[Any]:
+        calls = (pool.ask([((f"{i}",), "")] * 16) for i in range(48))
+        return await asyncio.wait_for(asyncio.gather(*calls), 20)
+
+    async def start() -> None:
+        await pool.start()
+
+    try:
+        asyncio.run(start())
+        for _ in range(20):
+            replies = asyncio.run(many())
+            assert [{a[0] for a in some} for some in replies] == [{f"{i}"} for i in range(48)]
+    finally:
+        asyncio.run(pool.close())

@@ -99,7 +99,9 @@ class Pool:
         self._loop, self._starting, self._parked, self._suspects = loop, None, [], []
         for member in self._members:
             member.waiting, member.outbox = {}, []
-            member.task = loop.create_task(self._attend(member))
+            # asked before any question goes off: else the ended loop's call, which still waits, could take the answers
+            first = member.actor.collect.remote() if member.ready else None
+            member.task = loop.create_task(self._attend(member, first))
 
     async def _start(self) -> None:
         try:
@@ -226,11 +228,12 @@ class Pool:
             # not awaited: should the call die with its actor, that death sends the jobs again
             member.actor.submit.options(num_returns=0).remote(batch)
 
-    async def _attend(self, member: _Member) -> None:
+    async def _attend(self, member: _Member, first: Any = None) -> None:
         """Brings a replica's answers home, and replaces the replica when it dies."""
         while self._state == "up":
             try:
-                done = await member.actor.collect.remote() if member.ready else "it was not ready"
+                asked, first = first, None
+                done = await (asked or member.actor.collect.remote()) if member.ready else "it was not ready"
             except Exception as error:
                 done = _ray.reason(error)
             if isinstance(done, str):
