@@ -1,6 +1,6 @@
 """Time and saved activations of one MoE block, forward and backward: frozen, each adapter mode, PEFT, all weights.
 
-    python benchmarks/moe_adapters.py [--device cuda] [--out docs/benchmarks/moe_adapters.json]
+    python -m benchmarks.moe_adapters [--device cuda] [--out docs/benchmarks/moe_adapters.json]
 
 Every repeat runs all variants one after another, so that a noisy machine is noisy for all alike; a figure is the
 median over repeats of the ratio to the frozen block of the *same* repeat. "frozen" is transformers' own grouped_mm

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -236,3 +240,86 @@ def test_what_peft_and_vllm_cannot_express_is_refused(settings: dict[str, Any], 
     for export in (handle.export_peft, handle.export_vllm):
         with pytest.raises(SettingsError, match=r"has no way to say mode.*merge the adapter"):
             export(tmp_path)
+
+
+# what importing vLLM says of torch and of its own dependencies
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
+def test_vllms_loader_takes_the_layout(family: str, tmp_path: Path) -> None:
+    """vLLM's own parser and packer read the names and shapes; what they hold is the delta of the merge."""
+    import torch
+    from safetensors.torch import load_file
+    from vllm.lora.lora_model import LoRAModel
+    from vllm.lora.lora_weights import PackedLoRALayerWeights
+    from vllm.lora.peft_helper import PEFTHelper
+
+    model = tiny(family)
+    handle = attach(model, {"mode": "hybrid", "attention": {"r": 2, "targets": ["q_proj"]}})
+    shake(handle)
+    handle.export_vllm(tmp_path)
+    helper = PEFTHelper.from_dict(json.loads((tmp_path / "adapter_config.json").read_text()))
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    read = LoRAModel.from_lora_tensors(1, tensors, helper, device="cpu")
+    gate, down, up = ("w1", "w2", "w3") if family == "mixtral" else ("gate_proj", "down_proj", "up_proj")
+    block = "block_sparse_moe" if family == "mixtral" else "mlp"
+    names = [f"model.layers.1.{block}.experts.{e}.{m}" for e in range(8) for m in (gate, down, up)]
+    packed = PackedLoRALayerWeights.pack_moe([read.get_lora(n) for n in names], "experts")
+    assert read.get_lora("model.layers.1.self_attn.q_proj") is not None
+    a, b = packed.lora_a, packed.lora_b
+    assert [tuple(t.shape) for t in a] == [(8, helper.r, 32), (8, helper.r, 24), (8, helper.r, 32)]
+    piece = handle.pieces["model.layers.1.mlp.experts"]
+    for e in range(8):
+        both = torch.cat([b[0][e] @ a[0][e], b[2][e] @ a[2][e]])
+        torch.testing.assert_close(both, piece.delta("gate_up", e).T, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(b[1][e] @ a[1][e], piece.delta("down", e).T, rtol=1e-4, atol=1e-6)
+
+
+def test_real_vllm_serves_the_merged_model_with_the_same_greedy_text(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from tenet.engines import Request, Sampling
+    from tenet.engines.vllm import Settings, build
+    from tenet.records import Message
+
+    base = Path("nano/models/assistant-moe")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
+    tok = AutoTokenizer.from_pretrained(base, local_files_only=True)
+    asked = ["Can you help me sew a button at the lake?", "How do I boil an egg?", "Tell me how to mend a tent."]
+    handle = attach(model, {"mode": "hybrid", "attention": {"r": 2}})
+
+    def greedy() -> list[str]:
+        said: list[str] = []
+        for text in asked:
+            ids = tok.apply_chat_template(
+                [{"role": "user", "content": text}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )["input_ids"]
+            out = model.generate(ids, max_new_tokens=40, do_sample=False, attention_mask=torch.ones_like(ids))
+            said.append(tok.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+        return said
+
+    plain = greedy()
+    shake(handle, 0.02)
+    expected = greedy()
+    assert expected != plain  # the adapter changes what is said
+    handle.save(tmp_path / "adapter")
+    out = tmp_path / "merged"
+    command = ["-m", "service", "merge", str(tmp_path / "adapter"), "--base", "nano:assistant-moe", "--out", str(out)]
+    said = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True)
+    assert "differ from adapter + base by at most" in said.stdout
+    merged = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, local_files_only=True)
+    ids = torch.arange(5, 25)[None]
+    torch.testing.assert_close(merged(ids).logits, model(ids).logits, rtol=0.05, atol=0.1)  # rounded to bfloat16
+    handle.merge().save_pretrained(tmp_path / "exact")
+    tok.save_pretrained(tmp_path / "exact")
+    engine = build(Settings(model=str(tmp_path / "exact"), dtype="float32", max_model_len=256, kv_cache_gib=0.25))
+    sampling = Sampling(temperature=0.0, max_tokens=40)
+
+    async def ask() -> list[str]:
+        made = [Request(messages=(Message(role="user", content=t),), sampling=sampling) for t in asked]
+        try:
+            return [reply.text for reply in await engine.generate(made)]
+        finally:
+            await engine.close()
+
+    assert [t.strip() for t in asyncio.run(ask())] == [t.strip() for t in expected]
