@@ -125,13 +125,23 @@ def endless(
         yield from code([make(rng) for _ in range(2048)])
 
 
+def enough(examples: Iterable[Example], tokens: float) -> Iterator[Example]:
+    """Examples up to so many tokens: a short training need not wait for a whole window of them."""
+    total = 0
+    for example in examples:
+        yield example
+        total += len(example.ids)
+        if total >= tokens:
+            return
+
+
 BASE_TOKENS = 2_000_000
 ASSISTANT_TOKENS = 24_000_000
-MOE_TOKENS = 400_000
+MOE_TOKENS = 1_200_000
 MOE = upcycle.Settings(experts=8, top_k=2, reinit=0.25)
 """A quarter of each expert's inner units is drawn anew: between copies there would be nothing to choose."""
 MOE_ROUTING = losses.Settings(
-    warmup=Warmup(steps=25, aux_start=0.1, aux_end=0.01, router_lr=3e-3, freeze_experts=False)
+    warmup=Warmup(steps=60, aux_start=0.1, aux_end=0.01, router_lr=3e-3, freeze_experts=False)
 )
 Watch = Callable[[str, Any, Step], None]
 """Told the stage's name, its model and where it stands, after every step."""
@@ -184,8 +194,8 @@ def mixture(dense: Path, out: Path, seed: int = 0, scale: float = 1.0, watch: Wa
         AutoModelForCausalLM.from_pretrained(dense, dtype=torch.float32), MOE.model_copy(update={"seed": seed})
     )
     # A rate below the dense stages': most of what the experts know is kept.
-    settings = Settings(tokens=int(MOE_TOKENS * scale), batch_tokens=4096, lr=1e-3, matrix_lr=0.004, seed=seed)
-    examples = endless(tasks.exercise, Coder(tok).dialogues, f"mixture {seed}")
+    settings = Settings(tokens=int(MOE_TOKENS * scale), batch_tokens=4096, lr=5e-4, matrix_lr=0.002, seed=seed)
+    examples = enough(endless(tasks.exercise, Coder(tok).dialogues, f"mixture {seed}"), 1.3 * settings.tokens)
     out.mkdir(parents=True, exist_ok=True)
     with (out / "assistant-moe.jsonl").open("w", encoding="utf-8", buffering=1) as lines:
 

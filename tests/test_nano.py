@@ -76,7 +76,7 @@ def test_the_bundled_weights_are_small_and_bf16() -> None:
     from safetensors import safe_open
 
     assert sum(p.stat().st_size for p in MODELS.rglob("*") if p.is_file()) <= 24 * 2**20
-    for stage in ("base", "assistant"):
+    for stage in ("base", "assistant", "assistant-moe"):
         with safe_open(MODELS / stage / "model.safetensors", "pt") as weights:
             assert {weights.get_slice(k).get_dtype() for k in weights.keys()} == {"BF16"}  # noqa: SIM118
 
@@ -89,3 +89,24 @@ def test_a_short_training_learns_and_is_saved_as_transformers_loads_it(tmp_path:
     build.build(tmp_path, scale=0.006, watch=lambda _n, _m, step: losses.append(step.loss))
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "assistant").num_parameters() < 2_000_000
+
+
+def test_the_bundled_mixture_spreads_tokens_over_experts_that_differ() -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from trainers.moe import routing
+    from trainers.moe._texts import Row, kinds_of
+
+    tok = AutoTokenizer.from_pretrained(MODELS / "assistant-moe")
+    model = AutoModelForCausalLM.from_pretrained(MODELS / "assistant-moe", dtype=torch.float32)
+    rng, kinds = random.Random(4), kinds_of(tok)
+    made = [e.ids for e in build.Coder(tok).dialogues([tasks.exercise(rng) for _ in range(20)])]
+    found = routing.measure(model, [Row(ids, [kinds[i] for i in ids], None) for ids in made])
+    assert (found["experts"], found["top_k"]) == (8, 2)
+    for layer in found["layers"]:
+        assert not layer["dead"]
+        assert layer["load_entropy"] > 0.95
+        assert layer["similarity"] < 0.7
+        special = layer["specialisation"]["class"]
+        assert special["share"] > 5 * special["chance"]
