@@ -132,6 +132,7 @@ def test_a_training_goes_on_with_its_adapter(tmp_path: Path, monkeypatch: pytest
         ({"adapter": {"mode": "hybrid", "r": 0}}, "r"),
         ({"adapter": {"mode": "lora"}}, "unknown kind 'lora'"),
         ({"adapter": {"mode": "shared"}, "lora": {}}, "exclude each other"),
+        ({"adapter": {"mode": "shared", "minimum_load": 0.5}}, "minimum_load draws the data"),
     ],
 )
 def test_a_bad_adapter_is_refused_before_anything_is_loaded(said: dict[str, Any], words: str) -> None:
