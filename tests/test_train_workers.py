@@ -20,6 +20,12 @@ def losses(out: Path) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
+def ray_servers() -> set[psutil.Process]:
+    """Ray's servers below this process; an engine that other tests share may have some."""
+    below = psutil.Process().children(recursive=True)
+    return {p for p in below if "raylet" in p.name() or "gcs_server" in p.name()}
+
+
 def test_two_workers_have_the_losses_of_one(tmp_path: Path) -> None:
     model = make_tiny_model(tmp_path / "tiny", hidden=32, head_dim=16, heads=2)
     words = ["bada", "kilo", "mote", "lana", "rupo"]
@@ -36,13 +42,14 @@ def test_two_workers_have_the_losses_of_one(tmp_path: Path) -> None:
     path = tmp_path / "dpo.yaml"
     path.write_text(yaml.safe_dump(said))
     command.main("dpo", path, [])
+    before = ray_servers()
     command.main("dpo", path, ["workers=2", f"out={tmp_path}/two"])
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) == 4
     assert one[-1] < one[0]
     assert two == pytest.approx(one, rel=1e-4)
     assert json.loads((tmp_path / "two/manifest.json").read_text())["data"]["kept"] == 16
-    left = [p for p in psutil.Process().children(recursive=True) if "raylet" in p.name() or "gcs_server" in p.name()]
+    left = ray_servers() - before
     psutil.wait_procs(left, timeout=20)
     assert not [p for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
