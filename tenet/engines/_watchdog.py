@@ -19,7 +19,6 @@ import psutil
 MARK = "TENET_REPLICA"
 NODE_MARK = "TENET_RAY"
 _POLL = 0.5
-_dogs: list[subprocess.Popen[bytes]] = []
 
 
 def guard(mark: str, name: str = MARK, grace: float = 0.0) -> None:
@@ -34,7 +33,7 @@ def guard(mark: str, name: str = MARK, grace: float = 0.0) -> None:
         env=clean, start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    _dogs.append(dog)  # never waited for: it outlives this process
+    dog.returncode = 0  # never waited for: it outlives this process, and Python would complain of that at its end
 
 
 def marked(name: str, mark: str) -> list[psutil.Process]:
