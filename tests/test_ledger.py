@@ -61,7 +61,11 @@ def start(code: str, *arguments: object) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> list[str]:
-    said, _ = process.communicate(timeout=60)
+    # communicate() would leave out what an earlier readline() has already buffered
+    assert process.stdout is not None
+    with process.stdout:
+        said = process.stdout.read()
+    process.wait(timeout=60)
     return said.split("\n")[:-1]  # what follows the last line's end was cut off by the kill
 
 

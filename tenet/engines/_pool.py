@@ -74,6 +74,8 @@ class Pool:
         self._suspects: list[_Job] = []
         self._trial: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._loops = 0
+        """How many event loops were served so far, this one included."""
         self._starting: asyncio.Task[None] | None = None
         self._count = 0
         self._state = "new"
@@ -97,11 +99,10 @@ class Pool:
             raise EngineError("a vLLM engine serves one event loop at a time; another one is running")
         # whatever the old loop waited for, nobody wants any more: late answers find no waiting job
         self._loop, self._starting, self._parked, self._suspects = loop, None, [], []
+        self._loops += 1
         for member in self._members:
             member.waiting, member.outbox = {}, []
-            # asked before any question goes off: else the ended loop's call, which still waits, could take the answers
-            first = member.actor.collect.remote() if member.ready else None
-            member.task = loop.create_task(self._attend(member, first))
+            member.task = loop.create_task(self._attend(member))
 
     async def _start(self) -> None:
         try:
@@ -226,14 +227,13 @@ class Pool:
         if member.outbox and member.ready:
             batch, member.outbox = [(j.number, *j.question) for j in member.outbox], []
             # not awaited: should the call die with its actor, that death sends the jobs again
-            member.actor.submit.options(num_returns=0).remote(batch)
+            member.actor.submit.options(num_returns=0).remote(self._loops, batch)
 
-    async def _attend(self, member: _Member, first: Any = None) -> None:
+    async def _attend(self, member: _Member) -> None:
         """Brings a replica's answers home, and replaces the replica when it dies."""
         while self._state == "up":
             try:
-                asked, first = first, None
-                done = await (asked or member.actor.collect.remote()) if member.ready else "it was not ready"
+                done = await member.actor.collect.remote(self._loops) if member.ready else "it was not ready"
             except Exception as error:
                 done = _ray.reason(error)
             if isinstance(done, str):

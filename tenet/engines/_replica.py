@@ -46,7 +46,7 @@ class Replica:
         self._serving: set[asyncio.Task[None]] = set()
         self._tray: list[Answer] = []
         self._news = asyncio.Event()
-        self._turn = 0
+        self._loop = 0
         self._dead = ""
         self._calls = 0
 
@@ -91,33 +91,40 @@ class Replica:
         at = {"revision": args["revision"], "trust_remote_code": False}
         self._prompts = Prompts(auto.from_pretrained(args["model"], **at))
 
-    async def submit(self, questions: list[Question]) -> None:
-        """Takes questions in and returns at once."""
-        for question in questions:
-            task = asyncio.create_task(self._serve(question))
-            self._serving.add(task)
-            task.add_done_callback(self._serving.discard)
+    async def submit(self, loop: int, questions: list[Question]) -> None:
+        """Takes questions of the driver's n-th event loop in and returns at once."""
+        self._follow(loop)
+        if loop == self._loop:
+            for question in questions:
+                task = asyncio.create_task(self._serve(loop, question))
+                self._serving.add(task)
+                task.add_done_callback(self._serving.discard)
 
-    async def collect(self) -> list[Answer] | str:
-        """Waits until something is done and returns it; a string says why this replica is dead.
-
-        A newer call takes over from an older one that still waits, which then returns nothing.
-        """
-        self._turn += 1
-        turn = self._turn
-        self._news.set()
-        while True:
+    async def collect(self, loop: int) -> list[Answer] | str:
+        """Waits until something that this loop asked is done and returns it; a string says why this replica is dead."""
+        self._follow(loop)
+        while loop == self._loop:
             await self._news.wait()
             if self._tray and not self._dead:
                 await asyncio.sleep(_TRAY)
-            if turn != self._turn:
-                return []
             if self._dead:
                 return self._dead
+            if loop != self._loop:
+                break
             self._news.clear()
             if self._tray:
                 answers, self._tray = self._tray, []
                 return answers
+        return []
+
+    def _follow(self, loop: int) -> None:
+        """A newer loop takes over: nobody waits for an ended one's answers.
+
+        Ray runs calls of an async actor in any order, so each of them says which loop it is from.
+        """
+        if loop > self._loop:
+            self._loop, self._tray = loop, []
+            self._news.set()
 
     async def stop(self) -> None:
         """Ends vLLM's processes."""
@@ -129,20 +136,20 @@ class Replica:
         if not await self._engine.reset_prefix_cache():
             raise RuntimeError("vLLM keeps prefixes that the old weights computed: calls are under way")
 
-    async def _serve(self, question: Question) -> None:
+    async def _serve(self, loop: int, question: Question) -> None:
         number, asked = question[0], question[1:]
         nothing = (number, "", "stop", (), (0, 0, 0))
         try:
-            self._put((number, *await self._answer(asked), None, ""))
+            self._put(loop, (number, *await self._answer(asked), None, ""))
         except Fault as fault:
-            self._put((*nothing, *fault.args))
+            self._put(loop, (*nothing, *fault.args))
         except self._death as error:
             self._dead = self._dead or f"vLLM's engine process ended: {error}"[:500]
             self._news.set()
         except (ValueError, TypeError) as error:
-            self._put((*nothing, "refused", f"vLLM refuses the question: {error}"[:500]))
+            self._put(loop, (*nothing, "refused", f"vLLM refuses the question: {error}"[:500]))
         except Exception as error:
-            self._put((*nothing, "server", f"{type(error).__name__}: {error}"[:500]))
+            self._put(loop, (*nothing, "server", f"{type(error).__name__}: {error}"[:500]))
 
     async def _answer(self, asked: tuple[Any, ...]) -> tuple[Any, ...]:
         messages, text, draw, choices = asked
@@ -154,9 +161,10 @@ class Replica:
             return await self._score(ids, self._prompts.paths(rendered, choices))
         return await self._draw(ids, draw)
 
-    def _put(self, answer: Answer) -> None:
-        self._tray.append(answer)
-        self._news.set()
+    def _put(self, loop: int, answer: Answer) -> None:
+        if loop == self._loop:
+            self._tray.append(answer)
+            self._news.set()
 
     def _fit(self, tokens: int) -> None:
         if tokens > self._limit:
