@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from service.constitution_cli import constitution
 from tenet.errors import AccountingError, InputError, TenetError
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ nano = typer.Typer(help="The bundled toy models.", no_args_is_help=True)
 app.add_typer(nano, name="nano")
 inspect = typer.Typer(help="What a training did to a model.", no_args_is_help=True)
 app.add_typer(inspect, name="inspect")
+app.add_typer(constitution, name="constitution")
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[key=value …]", help="Settings that replace the file's.")

@@ -1,0 +1,12 @@
+"""The commands around constitutions: `tenet constitution …`."""
+
+from __future__ import annotations
+
+import typer
+
+constitution = typer.Typer(help="A constitution as something people edit.", no_args_is_help=True)
+
+
+@constitution.callback()
+def _group() -> None:  # pyright: ignore[reportUnusedFunction]
+    """A constitution as something people edit."""
