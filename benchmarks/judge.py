@@ -5,7 +5,7 @@ Pairs of nano's small world, four principles each, both slot orders: eight calls
 judge's wall time (rendering, tokenising, ledger on disk, parsing included) stands over what plain `LLM.generate`
 needs for the same calls as one batch, already tokenised. Prints JSON; the target is a `ratio` up to 1.10.
 
-    python benchmarks/judge.py [--model nano:assistant] [--pairs 600]
+    python benchmarks/judge.py [--model nano:assistant] [--pairs 2000]
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ async def through_judge(engine: VllmEngine, given: argparse.Namespace) -> tuple[
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="nano:assistant")
-    parser.add_argument("--pairs", type=int, default=600)
+    parser.add_argument("--pairs", type=int, default=2000)
     parser.add_argument("--principles", type=int, default=4)
     given = parser.parse_args()
     engine = build(Settings(model=given.model))
