@@ -121,9 +121,15 @@ def open_recipe(path: Path, overrides: Iterable[str] = (), out: str | None = Non
 
     Raises SettingsError, ConstitutionError or DataError: file, field, value, and what would be right.
     """
-    doc = read(path).override(overrides)
+    return check_recipe(read(path).override(overrides), path.parent, path.stem, out, str(path))
+
+
+def check_recipe(doc: Document, base: Path, name: str, out: str | None = None, source: str = "the recipe") -> Plan:
+    """The plan of a recipe that was read already, wherever it came from; paths in it are relative to `base`.
+
+    `name` gives the run's folder where neither `out` nor the recipe does. Raises as `open_recipe`.
+    """
     recipe = assemble(Recipe, doc)
-    base = path.parent
     recipe = recipe.model_copy(update={"prompts": recipe.prompts.relative_to(base)})
     models = read_models(doc, base)
     _check_names(recipe, doc, models)
@@ -136,10 +142,7 @@ def open_recipe(path: Path, overrides: Iterable[str] = (), out: str | None = Non
     require(rules, stages)
     check_judge(judge_doc(doc, recipe.judge), models, rules)
     _check_scorers(doc, recipe, models, rules)
-    for name in (out, recipe.out, f"runs/{path.stem}"):
-        if name:
-            return Plan(recipe, rules, models, Path(name), str(path))
-    raise AssertionError("unreachable: the last name is never empty")
+    return Plan(recipe, rules, models, Path(out or recipe.out or f"runs/{name}"), source)
 
 
 def read_models(doc: Document, base: Path) -> Models:
