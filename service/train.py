@@ -39,6 +39,8 @@ def _moved(value: Any, base: Path) -> Any:
 def main(kind: str, path: Path, overrides: Iterable[str]) -> None:
     """Trains and shows what came of it. InputError before the first step, TrainingError on the way."""
     module, settings = open_config(kind, path, overrides)
+    if kind == "sft":
+        _warn_of_style(settings)
     if settings.workers > 1:
         from trainers import _workers
 
@@ -50,6 +52,18 @@ def main(kind: str, path: Path, overrides: Iterable[str]) -> None:
     if not outcome.fresh:
         print(f"Finished before, with these settings and data; nothing was done. {outcome.folder}", file=sys.stderr)
     show(outcome.folder, outcome.manifest)
+
+
+def _warn_of_style(settings: Any) -> None:
+    """Says before the first step what replies have in common that a model would learn to say everywhere."""
+    if (Path(settings.out) / "manifest.json").exists():
+        return  # trained already, or about to be refused
+    from trainers import _rows
+    from trainers.probes import style
+
+    rows = _rows.read(settings.sources, "replies", settings.seed)
+    for warning in style.foreseen(rows):
+        console.print(f"[bold yellow]style[/] {escape(warning)}")
 
 
 def _judge(settings: Any, opened: ExitStack) -> dict[str, Any]:

@@ -84,6 +84,21 @@ def test_the_command_warns_of_an_sft_file(tmp_path: Path) -> None:
     assert isinstance(missing.exception, DataError)
 
 
+def test_rows_are_looked_at_before_a_training_as_it_sees_them() -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "As asked, salt."}]
+    rows: list[dict[str, Any]] = [
+        {"messages": turns * 2}, {"prompt": "q", "completion": "As asked, river."},
+        {"prompt": turns[:1], "completion": [{"role": "assistant", "content": "As asked, a lamp."}]},
+    ]  # fmt: skip
+    (opening,) = (w for w in style.foreseen(rows * 10) if "begins" in w)
+    assert opening == "one opening begins 100% of the replies: 'as asked ,' 100%"
+    assert style.foreseen(rows) == [], "four replies are no ground for a warning"
+    few = style.Settings(sample=40)
+    mixed = [{"prompt": r.prompt, "completion": r.text} for r in varied(300)] + rows * 100
+    found = float(next(w for w in style.foreseen(mixed, few) if "begins" in w).split("begins ")[1].split("%")[0])
+    assert 30 < found < 85, "a draw from all of the rows, of which 400 in 700 begin alike"
+
+
 MANIFEST: dict[str, Any] = {
     "run": "run", "state": "whole", "prompts": {"rows": 3, "kept": 2, "dropped": 1, "in_file": 3},
     "pairs": {"made": 4, "preferences": 3, "exported": 3}, "drops": {"prompt": {"keep": {"margin": 1}}},

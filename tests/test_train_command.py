@@ -222,6 +222,22 @@ def test_bf16_checkpointing_and_accumulation_train_alike(model: Path, tmp_path: 
     assert losses(bf16=True) == pytest.approx(plain, rel=0.02)
 
 
+def test_sft_says_before_it_starts_what_all_replies_share(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = config(tmp_path, "sft", model, steps=1)
+    rows = [json.loads(line) for line in data(tmp_path, "replies", 40).read_text().splitlines()]
+    for row in rows:
+        row["completion"][0]["content"] = "Of course, bada. " + row["completion"][0]["content"]
+    (tmp_path / "replies.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    command.main("sft", path, [])
+    said = " ".join(capsys.readouterr().out.split())
+    warned = said.index("style one opening begins 100% of the replies: 'of course ,' 100%")
+    assert warned < said.index("out (sft): 1 steps")
+    command.main("sft", path, [])
+    assert "style" not in capsys.readouterr().out, "what was trained before is past warning"
+
+
 def test_the_papers_schedule_by_name(model: Path, tmp_path: Path) -> None:
     path = config(tmp_path, "sft", model, schedule="cai", pretraining_lr=1e-3, lr=None, steps=None)
     module, settings = command.open_config("sft", path)

@@ -98,6 +98,35 @@ def measure(
     return found
 
 
+def foreseen(rows: Iterable[dict[str, Any]], settings: Settings | None = None) -> list[str]:
+    """What a model would learn to say everywhere from rows of shape "replies": the warnings, before it is trained.
+
+    Every turn of the assistant counts as a reply. DataError where the rows give one. Of many replies a draw by the
+    seed is looked at, so that memory follows `settings.sample` and not the file.
+    """
+    settings = settings or Settings()
+    rng, kept = random.Random(settings.seed), list[Reply]()
+    for seen, reply in enumerate((r for row in rows for r in _turns(row) if _WORD.search(r.text)), 1):
+        # Algorithm R (Vitter 1985): each reply stays with the same chance.
+        if len(kept) < settings.sample:
+            kept.append(reply)
+        elif (place := rng.randrange(seen)) < settings.sample:
+            kept[place] = reply
+    return measure(kept, settings)["warnings"] if kept else []
+
+
+def _turns(row: dict[str, Any]) -> Iterable[Reply]:
+    if "completion" in row and isinstance(row["completion"], str):
+        yield Reply(text=row["completion"], prompt=row["prompt"])
+        return
+    asked: list[str] = []
+    for turn in row.get("messages") or [*row["prompt"], *row["completion"]]:
+        if turn["role"] == "assistant":
+            yield Reply(text=turn["content"], prompt="\n\n".join(asked))
+        else:
+            asked.append(turn["content"])
+
+
 def _drawn(replies: Sequence[Reply], settings: Settings) -> tuple[list[Reply], int]:
     spoken = [r for r in replies if _WORD.search(r.text)]
     empty = len(replies) - len(spoken)
