@@ -100,16 +100,23 @@ class File(Frozen):
     """One YAML file as it is written, before its parents are joined in."""
 
     name: Id
+    """How reports call it."""
     version: Text = ""
+    """The author's own version, as text (in quotes)."""
     serves: Text = ""
+    """Whom it serves: the people in whose interest the principles speak."""
     extends: str | tuple[str, ...] = ()
     """Parents: packaged names, or paths relative to this file."""
     remove: tuple[str, ...] = ()
     """Ids of inherited principles to leave out."""
     preamble: Text = ""
+    """Said before every critique, revision and judgement; a file without one takes its parents'."""
     exemplars: tuple[Exemplar, ...] = ()
+    """Worked examples for all prompts, after the parents'."""
     language: Text = ""
+    """The language of the texts (BCP 47); unset: the parents', or "en"."""
     principles: tuple[Principle, ...] = ()
+    """The file's own. One with an inherited id changes that principle: only the fields that are given."""
 
     @property
     def parents(self) -> tuple[str, ...]:

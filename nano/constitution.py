@@ -8,6 +8,7 @@ from nano.lexicon import CONCEPTS, UNNAMED
 from nano.world import Rule
 
 HEAD = """\
+# yaml-language-server: $schema=../../service/schemas/constitution.json
 # The constitution of the bundled toy models; made by `python -m nano.constitution` from nano/lexicon.py.
 """
 

@@ -391,6 +391,18 @@ def inspect_pairs(
 
 
 @app.command()
+def schema(
+    folder: Annotated[Path, typer.Argument(help="Where the schemas go.")] = Path("schemas"),
+) -> None:
+    """JSON Schemas of all YAML files that tenet reads: editors complete and check by them."""
+    from service import schema as schemas
+
+    for path in schemas.write(folder):
+        print(path)
+    print(f"first line of a file: {schemas.line(f'{folder}/recipe.json')} (the path is from that file's own folder)")
+
+
+@app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="A folder of tenet generate or tenet train.")],
     out: Annotated[Path | None, typer.Option(help="Folder for the page; default RUN/report.")] = None,
