@@ -45,7 +45,8 @@ def toys(n: int = 16, **weights: float) -> list[Principle]:
 
 
 @pytest.mark.parametrize(
-    ("name", "at_least"), [("harmless", 16), ("helpful", 8), ("house-style", 20)]
+    ("name", "at_least"),
+    [("harmless", 16), ("helpful", 8), ("house-style", 20), ("honest", 8), ("non-evasive", 8)],
 )
 def test_packaged_constitutions_have_every_text_and_say_whom_they_serve(
     name: str, at_least: int
