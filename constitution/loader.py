@@ -28,6 +28,34 @@ def load(name_or_path: str | Path) -> Constitution:
     return _load(_find(name_or_path, Path(), None), (), {})
 
 
+def path_of(name_or_path: str | Path) -> Path:
+    """The file of a packaged name or a path; ConstitutionError for a name that no packaged constitution has."""
+    return _find(name_or_path, Path(), None)
+
+
+def parts(name_or_path: str | Path) -> list[tuple[Path, File]]:
+    """The files that a constitution is put together from, as they are written, parents before those that extend them.
+
+    Raises ConstitutionError as `load` does for a file that cannot be read; what the files make together is not checked.
+    """
+    found: dict[Path, File | None] = {}
+
+    def visit(path: Path) -> None:
+        real = path.resolve()
+        if real in found:
+            return
+        found[real] = None  # a file that extends itself is `load`'s to refuse
+        doc = read(path, error=ConstitutionError)
+        file = assemble(File, doc, error=ConstitutionError)
+        for parent in file.parents:
+            visit(_find(parent, path.parent, doc))
+        del found[real]  # put back behind its parents
+        found[real] = file
+
+    visit(_find(name_or_path, Path(), None))
+    return [(path, file) for path, file in found.items() if file is not None]
+
+
 def require(constitution: Constitution, stages: Iterable[Stage]) -> None:
     """Raises ConstitutionError unless every principle has the text that each stage needs."""
     wanted = [s for s in STAGES if s in set(stages)]
@@ -59,22 +87,25 @@ def _find(name_or_path: str | Path, beside: Path, doc: Document | None) -> Path:
     return _FILES / f"{text}.yaml"
 
 
-def _load(path: Path, above: tuple[Path, ...], done: dict[Path, Constitution]) -> Constitution:
+def _load(path: Path, above: tuple[Path, ...], done: dict[Path, Constitution], named: str = "") -> Constitution:
+    """`named` is the place that named the file as a parent."""
     real = path.resolve()
     if real in done:  # else a ladder of shared parents would be read 2^n times
         return done[real]
     if real in above:
         cycle = " -> ".join(p.name for p in (*above[above.index(real) :], real))
         what = f"a constitution extends itself: {cycle}"
-        raise ConstitutionError(what, where=str(above[-1]), fix="take one extends out")
+        raise ConstitutionError(what, where=named, fix="take one extends out")
     if len(above) >= _MAX_PARENTS:
         what = f"extends reaches more than {_MAX_PARENTS} files deep"
-        raise ConstitutionError(what, where=str(path))
+        raise ConstitutionError(what, where=named, fix="put what the files share into one")
     doc = read(path, error=ConstitutionError)
     file = assemble(File, doc, error=ConstitutionError)
     _check_ids(file, doc)
     found = [_find(parent, path.parent, doc) for parent in file.parents]
-    done[real] = _join(file, doc, [_load(p, (*above, real), done) for p in found])
+    places = [doc.place("extends" if isinstance(file.extends, str) else ("extends", i)) for i in range(len(found))]
+    inner = (*above, real)
+    done[real] = _join(file, doc, [_load(p, inner, done, at) for p, at in zip(found, places, strict=True)])
     return done[real]
 
 

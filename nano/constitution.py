@@ -10,6 +10,8 @@ from nano.world import Rule
 HEAD = """\
 # yaml-language-server: $schema=../../service/schemas/constitution.json
 # The constitution of the bundled toy models; made by `python -m nano.constitution` from nano/lexicon.py.
+# The wordings are those that the toy was trained on, and name the faults:
+# lint: ignore negated
 """
 
 

@@ -19,16 +19,21 @@ TenetError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class TenetError(Exception):
     """Base of every error that tenet raises on purpose."""
 
 
 class InputError(TenetError):
-    """Bad input: `where` (file, line, field), `what` is wrong, and the `fix` that would be right."""
+    """Bad input: `where` (file, line, field), `what` is wrong, and the `fix` that would be right.
 
-    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
-        self.what, self.where, self.fix = what, where, fix
+    One that sums up several has them as its `parts`.
+    """
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "", parts: Sequence[InputError] = ()) -> None:
+        self.what, self.where, self.fix, self.parts = what, where, fix, tuple(parts)
         super().__init__(": ".join(p for p in (where, what) if p) + (f" ({fix})" if fix else ""))
 
 

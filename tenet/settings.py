@@ -132,7 +132,7 @@ def assemble(
     if len(problems) == 1:
         raise problems[0]
     listed = "\n".join(f"  {p}" for p in problems)
-    raise error(f"{len(problems)} problems\n{listed}", where=doc.where or where)
+    raise error(f"{len(problems)} problems\n{listed}", where=doc.where or where, parts=problems)
 
 
 def _split(dotted: str) -> Path_:
