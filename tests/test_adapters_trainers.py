@@ -132,7 +132,7 @@ def test_a_training_goes_on_with_its_adapter(tmp_path: Path, monkeypatch: pytest
         ({"adapter": {"mode": "hybrid", "r": 0}}, "r"),
         ({"adapter": {"mode": "lora"}}, "unknown kind 'lora'"),
         ({"adapter": {"mode": "shared"}, "lora": {}}, "exclude each other"),
-        ({"adapter": {"mode": "shared", "minimum_load": 0.5}}, "minimum_load draws the data"),
+        ({"adapter": {"mode": "shared", "minimum_load": 0.5}, "packing": True}, "minimum_load draws rows"),
     ],
 )
 def test_a_bad_adapter_is_refused_before_anything_is_loaded(said: dict[str, Any], words: str) -> None:
@@ -145,3 +145,32 @@ def test_ppo_refuses_an_adapter_by_name() -> None:
     module = kinds.load("trainers", "ppo")
     with pytest.raises(SettingsError, match="ppo takes no adapter"):
         module.build(module.Settings.model_construct(workers=1, adapter={"mode": "shared"}))
+
+
+def test_a_minimum_load_draws_the_rows_that_reach_rare_experts(tmp_path: Path) -> None:
+    """nano's rows all reach the common experts; a floor makes the rows with rare ones come more often."""
+    import torch
+
+    from trainers._loop import Weighted
+
+    drawn: list[int] = []
+    plain = Weighted.__iter__
+
+    def watch(self: Weighted) -> Any:
+        for i in plain(self):
+            drawn.append(i)
+            yield i
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Weighted, "__iter__", watch)
+        out = train(tmp_path, "dpo", {"mode": "hybrid", "minimum_load": 0.9}, steps=4)
+    assert json.loads((out / "manifest.json").read_text())["steps"] == 4
+    assert len(drawn) >= 16
+    assert set(drawn) <= set(range(8))
+    first = list(Weighted(torch.tensor([1.0, 0.0, 3.0]), 5))
+    again = Weighted(torch.tensor([1.0, 0.0, 3.0]), 5)
+    assert list(again) == first
+    assert 1 not in first
+    again.set_epoch(1)
+    many = Weighted(torch.cat([torch.ones(300), 3 * torch.ones(300)]), 5)
+    assert 0.68 < sum(i >= 300 for i in many) / 600 < 0.82

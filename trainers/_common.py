@@ -105,8 +105,6 @@ class Common(Frozen):
                 adapters.check(self.adapter)
             except SettingsError as error:
                 raise ValueError(str(error)) from None
-            if self.adapter.get("minimum_load"):
-                raise ValueError("minimum_load draws the data, which tenet train does not do by it: leave it out")
         return self
 
     @property

@@ -13,7 +13,7 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from rich import progress
 from rich.console import Console
+from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from tenet.errors import TrainingError
@@ -39,9 +40,16 @@ class Guarded(RouterLosses):
     culprits: Callable[[dict[str, Any]], list[str]]
     """Which rows a batch holds; set by whoever makes the trainer."""
     keep = 2
+    draws: Any = None
+    """How often each row is to be drawn, relative to the others [N]; None: each once an epoch."""
 
     _staging: Path | None = None
     _batch: dict[str, Any] | None = None
+
+    def _get_train_sampler(self, train_dataset=None):
+        if self.draws is None:
+            return super()._get_train_sampler(train_dataset)  # type: ignore[misc]
+        return Weighted(self.draws, self.args.data_seed)  # type: ignore[attr-defined]
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         self._batch = inputs
@@ -100,6 +108,24 @@ class Guarded(RouterLosses):
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Nothing: the finished folder gets tenet's card."""
+
+
+class Weighted(Sampler[int]):
+    """Rows drawn with replacement, as many an epoch as there are; the seed and the epoch decide, on every worker."""
+
+    def __init__(self, weights: torch.Tensor, seed: int) -> None:
+        self._weights, self._seed, self._epoch = weights, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate before each epoch."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+    def __iter__(self) -> Iterator[int]:
+        draw = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
+        yield from torch.multinomial(self._weights, len(self), replacement=True, generator=draw).tolist()
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +82,9 @@ class TrlTrainer:
         checkpoint = begun(settings, digest(rows.census.files))
         model = self.fresh(folder, tok, context) if self.fresh else load(folder, tok, self.head, settings.seed)
         handle = self._adapted(model, encoded)
+        draws = self._draws(model, encoded)
         hf = self.start(Start(settings, folder, tok, model, encoded, context))
+        hf.draws = draws
         if handle is not None:
             hf.add_callback(handle.callback(checkpoint=checkpoint))
         clock = time.monotonic()
@@ -99,14 +101,25 @@ class TrlTrainer:
 
     def _adapted(self, model: Any, encoded: Encoded) -> Any:
         """The adapter that the settings ask for, on the model; experts are weighed on the first rows of the data."""
-        import torch
-
         if self.settings.adapter is None:
             return None
         first = encoded.data.select(range(min(_PROBE, len(encoded.data))))
-        batches = ({"input_ids": torch.tensor([list(self.sequence(row))])} for row in first)
         weighed = {"rank_by_load", "by", "n", "share"} & self.settings.adapter.keys()
-        return adapters.attach(model, self.settings.adapter, batches=batches if weighed else None)
+        return adapters.attach(model, self.settings.adapter, batches=self._inputs(first) if weighed else None)
+
+    def _draws(self, model: Any, encoded: Encoded) -> Any:
+        """How often to draw each row [N], where experts are to get a minimum load: one pass over all rows tells."""
+        floor = (self.settings.adapter or {}).get("minimum_load")
+        if not floor:
+            return None
+        from trainers.adapters import _load
+
+        return _load.draw_weights(adapters.measure(model, self._inputs(encoded.data)).rows, floor)
+
+    def _inputs(self, rows: Any) -> Iterator[dict[str, Any]]:
+        import torch
+
+        return ({"input_ids": torch.tensor([list(self.sequence(row))])} for row in rows)
 
     def start(self, start: Start) -> Any:
         """The transformers trainer, guarded and ready."""

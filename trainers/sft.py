@@ -11,9 +11,9 @@ rounds together with helpful samples.
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tenet.errors import SettingsError
 from trainers import _common
@@ -33,6 +33,12 @@ class Settings(Common):
     """For `schedule: cai`; unset: what the model's own manifest says, if tenet pretrained it."""
     packing: bool = False
     """Fill sequences of `context` tokens with several rows each; they do not see one another where attention allows."""
+
+    @model_validator(mode="after")
+    def _draws(self) -> Self:
+        if self.packing and (self.adapter or {}).get("minimum_load"):
+            raise ValueError("minimum_load draws rows, which packing strings together: leave out one of them")
+        return self
 
 
 def build(settings: Settings) -> Trainer:
