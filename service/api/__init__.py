@@ -1,0 +1,1 @@
+"""The HTTP service: one process whose database is the workspace's files; `service.api.app.create` builds it."""
