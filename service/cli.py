@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from service.constitution_cli import constitution
+from service.edits_cli import runs
 from tenet.errors import AccountingError, InputError, TenetError
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app.add_typer(nano, name="nano")
 inspect = typer.Typer(help="What a training did to a model.", no_args_is_help=True)
 app.add_typer(inspect, name="inspect")
 app.add_typer(constitution, name="constitution")
+app.add_typer(runs, name="runs")
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[key=value …]", help="Settings that replace the file's.")

@@ -189,7 +189,7 @@ class Pipeline:
                 chain: Chain = [("dropped", item), ("outcome", Outcome(preferences=0))]
                 prompt_id = item.prompt_id
             else:
-                chain = await self._walk_safely(item)
+                chain = await self.walk(item)
                 prompt_id = item.id
                 self.tally.walked += 1
             records = [(stage, canonical(r.model_dump(mode="json"))) for stage, r in chain]
@@ -221,7 +221,8 @@ class Pipeline:
                 f"limits.max_failures={most:g} allows ({top}); what was done stays in {self.plan.folder}"
             )
 
-    async def _walk_safely(self, prompt: Prompt) -> Chain:
+    async def walk(self, prompt: Prompt) -> Chain:
+        """One prompt's chain, to its end; nothing is stored. TenetError; a bug in one row is a drop of that row."""
         try:
             return await self._walk(prompt)
         except TenetError:

@@ -92,6 +92,8 @@ class Plan:
     folder: Path
     source: str
     """Where the recipe came from, for messages."""
+    base: Path = Path()
+    """The folder from which the recipe's paths go."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -142,7 +144,7 @@ def check_recipe(doc: Document, base: Path, name: str, out: str | None = None, s
     require(rules, stages)
     check_judge(judge_doc(doc, recipe.judge), models, rules)
     _check_scorers(doc, recipe, models, rules)
-    return Plan(recipe, rules, models, Path(out or recipe.out or f"runs/{name}"), source)
+    return Plan(recipe, rules, models, Path(out or recipe.out or f"runs/{name}"), source, base)
 
 
 def read_models(doc: Document, base: Path) -> Models:

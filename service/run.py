@@ -17,14 +17,15 @@ from typing import Any, cast
 
 import judges
 import tenet
+from constitution import snapshot
 from generators import prompts
 from service import export
 from service._memory import rare_collections
 from service.pipeline import EVERYTHING, Outcome, Pipeline, Tally, Window
-from service.recipe import Plan
+from service.recipe import Plan, load_constitution
 from tenet.engines import Engine
 from tenet.engines._cache import Budget, CachedEngine
-from tenet.errors import AccountingError, BudgetExceeded, RunFolderError, SettingsError
+from tenet.errors import AccountingError, BudgetExceeded, InputError, RunFolderError, SettingsError
 from tenet.ledger import Calls, Rows, explain
 from tenet.records import Dropped, Preference, Usage, Verdict, canonical
 
@@ -56,13 +57,36 @@ def open_rows(plan: Plan) -> Rows:
             raise RunFolderError(
                 f"the folder holds a run of another recipe: {listed}",
                 where=str(plan.folder),
-                fix="use that recipe again, or another folder with --out; stored replies are reused",
+                fix=f"use that recipe again, or another folder: --out {free_beside(plan.folder)} makes a run beside it "
+                "that reuses stored replies and asks only what the edit touched",
             )
         rows.reopen()
+        # What the constitution said when the run began: its file may be edited meanwhile.
+        snapshot.save(plan.constitution, plan.folder)
+    except OSError as error:
+        rows.close()
+        raise explain(plan.folder, error) from error
     except BaseException:
         rows.close()
         raise
     return rows
+
+
+def free_beside(folder: Path) -> Path:
+    """The first of folder-2, folder-3, … that does not exist."""
+    n = 2
+    while (found := folder.with_name(f"{folder.name}-{n}")).exists():
+        n += 1
+    return found
+
+
+def edited_since(plan: Plan) -> str:
+    """What became of the constitution's file since the plan was made; empty if it says the same."""
+    try:
+        now = load_constitution(plan.recipe.constitution, plan.base)
+    except InputError as error:
+        return f"it cannot be read any more: {error}"
+    return "" if now.hash == plan.constitution.hash else f"it says something else now (hash {now.hash})"
 
 
 def differences(old: Any, new: Any, at: str = "") -> list[str]:
@@ -96,6 +120,8 @@ async def execute(
         census = await asyncio.to_thread(prompts.check, plan.recipe.prompts)
         with open_rows(plan) as rows, Calls(plan.folder.parent / "calls.sqlite") as calls:
             run = plan.folder.name
+            # Which replies of the ledger are this run's: a look at what an edit would touch needs no engine.
+            rows.set_meta("engines", canonical({name: e.fingerprint for name, e in built.items()}))
             limits = plan.recipe.limits
             budget = Budget.resume(calls, run, max_calls=limits.max_calls, max_tokens=limits.max_tokens)
             same: dict[int, CachedEngine] = {}
@@ -211,6 +237,7 @@ def _finish(
         "recipe": plan.recipe.model_dump(mode="json"),
         "constitution": {"hash": plan.constitution.hash, **plan.constitution.model_dump(mode="json")},
         "principle_hashes": {p.id: p.hash for p in plan.constitution.principles},
+        "constitution_edited": edited_since(plan),
         "engines": {n: {"name": e.name, "fingerprint": e.fingerprint} for n, e in engines.items()},
         "judge_engines": _judges(plan, engines),
         "window": {"limit": window.limit, "shard": list(window.shard)},

@@ -93,6 +93,13 @@ def show_summary(plan: Plan, manifest: dict[str, Any]) -> None:
         share = 100 * votes["consistent"] / votes["both_orders"]
         console.print(f"both slot orders agree on {share:.1f}% of {votes['both_orders']} pairs")
     console.print(usage_line(manifest))
+    console.print(f"reused {manifest['reused']:,} stored replies, asked {manifest['asked']:,}")
+    if manifest["constitution_edited"]:
+        console.print(
+            "[bold yellow]The constitution was edited while this run was going[/]: "
+            f"{escape(manifest['constitution_edited'])}. The run kept to its snapshot, "
+            f"{escape(str(plan.folder))}/constitution.yaml (hash {plan.constitution.hash})."
+        )
     console.print(f"files: {plan.folder}/data, card: {plan.folder}/README.md")
 
 

@@ -11,6 +11,8 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
+from tenet.worddiff import marked, pieces
+
 _STYLE = """
 :root { color-scheme: light }
 body { font: 16px/1.55 system-ui, sans-serif; color: #1d2126; background: #fff; margin: 0 auto; padding: 2rem 1.25rem;
@@ -31,6 +33,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; font: .85rem/1.45 ui-monos
 .tokens { line-height: 2.1; overflow-wrap: anywhere; font: .85rem/2.1 ui-monospace, monospace; white-space: pre-wrap;
   max-height: 24rem; overflow-y: auto }
 .tokens span { padding: .12rem 0; border-radius: 2px } .tokens span.mark { outline: 2px solid #1d2126 }
+del { background: #fbe1d3; color: #7d340c } ins { background: #d9efe0; color: #14532d; text-decoration: none }
 .sides { display: grid; grid-template-columns: 1fr 1fr; gap: .6rem; margin-top: .5rem }
 .sides h5, article h5 { margin: 0 0 .2rem; font-size: .8rem; color: #545d68 }
 @media (max-width: 44rem) { .sides { grid-template-columns: 1fr } }
@@ -174,7 +177,27 @@ class Texts:
         return "\n\n".join(parts)
 
 
-Block = Text | Heading | Table | Plot | Case | Tokens | Texts
+@dataclass(frozen=True)
+class Words:
+    """What changed between two texts, word by word; `facts` stand above it."""
+
+    title: str
+    old: str
+    new: str
+    facts: str = ""
+
+    def html(self) -> str:
+        tags = {"same": "{}", "out": "<del>{}</del>", "in": "<ins>{}</ins>"}
+        said = "".join(tags[p.op].format(escape(p.text)) for p in pieces(self.old, self.new))
+        facts = f"<div class=note>{escape(self.facts)}</div>" if self.facts else ""
+        return f"<article><h4>{escape(self.title)}</h4>{facts}<pre>{said}</pre></article>"
+
+    def markdown(self) -> str:
+        facts = f"  \n{escaped(self.facts)}" if self.facts else ""
+        return f"**{escaped(self.title)}**{facts}\n\n{fenced(marked(self.old, self.new))}"
+
+
+Block = Text | Heading | Table | Plot | Case | Tokens | Texts | Words
 
 
 @dataclass(frozen=True)

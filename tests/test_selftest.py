@@ -265,7 +265,7 @@ def give_up_at_429(m: pytest.MonkeyPatch) -> None:
 
 
 def let_rows_crash(m: pytest.MonkeyPatch) -> None:
-    m.setattr(pipeline.Pipeline, "_walk_safely", pipeline.Pipeline._walk)
+    m.setattr(pipeline.Pipeline, "walk", pipeline.Pipeline._walk)
 
 
 def hash_everything(m: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,26 @@ class FolderLock:
             self._fd = -1
 
 
+def in_use(folder: Path) -> bool:
+    """Whether a process holds the folder's lock at this moment."""
+    try:
+        fd = os.open(folder / "run.lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        # To try a lock is to hold it for a moment, in which a run that starts would be turned away: so a lock whose
+        # last holder is dead is not tried.
+        os.kill(int(os.read(fd, 20)), 0)
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (OSError, ValueError):
+        return False
+    finally:
+        os.close(fd)
+    return False
+
+
 def _forget() -> None:
     """In a forked child: else a worker that outlives a killed driver would keep its run locked."""
     for lock in list(_held):
