@@ -102,7 +102,7 @@ def wait_for(true: Any, seconds: float = 30.0) -> Any:
     end = time.monotonic() + seconds
     while not (found := true()):
         assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
+        time.sleep(0.1)
     return found
 
 

@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,11 +112,21 @@ class Jobs:
         outcome = self.outcome(job)
         if outcome:
             return Status(outcome["state"], outcome.get("reason", ""))
+        job = self._with_exit(job)
         if job.exit is None:
             return Status("crashed", job.note or "its process ended without a word while the service was away")
         how = f"killed by signal {-job.exit}" if job.exit < 0 else f"ended with status {job.exit}"
         tail = _tail(self.folder(job.name) / "log")
         return Status("crashed", f"its process was {how}" + (f"; its last words: {tail}" if tail else ""))
+
+    def _with_exit(self, job: Job) -> Job:
+        """The job with the exit status of its process, which is told a moment after the lock is free."""
+        child = self._children.get(job.name)
+        if child is None:
+            return self.get(job.name) or job
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return replace(job, exit=child.wait(1.0))
+        return job
 
     def outcome(self, job: Job) -> dict[str, Any] | None:
         """What the job's last start wrote at its end; None if it wrote nothing."""

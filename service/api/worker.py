@@ -87,7 +87,8 @@ async def _generate(folder: Path, spec: dict[str, Any], events: Events) -> dict[
 
     def stage(name: str) -> None:
         nonlocal begun
-        begun = time.monotonic()
+        if name == "generating":  # the engines' start is no part of the rate
+            begun = time.monotonic()
         if pipelines:
             tally(pipelines[-1].tally, last=True)
         events.put("stage", stage=name)
