@@ -90,10 +90,11 @@ def _cosines(texts: Sequence[str], background: Sequence[str]) -> Iterator[tuple[
         return
     table: Any = weigh.transform(texts)
     for start in range(0, len(texts), _ROWS):  # in strips: the whole product of 10,000 principles is 10^8 numbers
-        strip = (table[start : start + _ROWS] @ table.T).tocoo()
-        for i, j, cosine in zip(strip.row.tolist(), strip.col.tolist(), strip.data.tolist(), strict=True):
-            if i + start < j and cosine >= ALIKE:
-                yield i + start, j, float(cosine)
+        strip = (table[start : start + _ROWS] @ table[start:].T).tocoo()
+        near = (strip.data >= ALIKE) & (strip.row < strip.col)
+        found = (strip.row[near].tolist(), strip.col[near].tolist(), strip.data[near].tolist())
+        for i, j, cosine in zip(*found, strict=True):
+            yield start + i, start + j, float(cosine)
 
 
 def opposed(principles: Sequence[Principle], likes: Sequence[Like]) -> Iterator[tuple[int, int, str]]:

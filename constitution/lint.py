@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,7 +87,8 @@ def lint(name_or_path: str | Path, ignore: Iterable[str] = (), stages: Iterable[
         found = [_of_error(e, str(name_or_path)) for e in error.parts or (error,)]
     else:
         page = _Page(doc, file, whole, tuple(stages))
-        found = [f for f in page.findings() if f.rule not in page.silenced(f.line)]
+        spans = _comments(page)
+        found = [f for f in page.findings() if not any(a <= f.line <= b and f.rule == r for a, b, r in spans)]
     return sorted((f for f in found if f.rule not in silent), key=lambda f: (f.file, f.line, f.level, f.rule))
 
 
@@ -150,11 +151,16 @@ class _Page:
                 at = ("principles", i, "conflicts_with", k)
                 yield self._finding("unknown-id", at, what, fix, p.id, "conflicts_with")
 
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        """Where the file's own principles stand, by id."""
+        return {p.id: i for i, p in enumerate(self.file.principles)}
+
     def _missing(self) -> Iterator[Finding]:
         """Principles without a text for a stage: a run that has the stage refuses the whole constitution."""
         every = self.whole.principles
         wanted = set(self.stages) or {s for s in STAGES if s != "choose" and any(getattr(p, s) for p in every)}
-        own = {p.id: i for i, p in enumerate(self.file.principles)}
+        own = self._places
         for stage in STAGES:
             lacking = [p.id for p in every if not getattr(p, stage)]
             if not lacking or (stage not in wanted and stage != "choose"):
@@ -190,7 +196,7 @@ class _Page:
                 yield from self._about("conflict", one, other, f"may ask for the opposite of {{}}: {why}", fix)
 
     def _about(self, rule: str, one: Principle, other: Principle, what: str, fix: str) -> Iterator[Finding]:
-        own = {p.id: i for i, p in enumerate(self.file.principles)}
+        own = self._places
         here = [p for p in (one, other) if p.id in own]
         if not here and len(self.file.parents) < 2:
             return  # the parent's own business
@@ -200,12 +206,6 @@ class _Page:
         line = self.doc.line_of(("principles", own[first.id])) if first.id in own else None
         named = f"{first.id!r}" + (f" (line {line})" if line else ", which is inherited")
         yield self._finding(rule, path, what.format(named), fix, last.id)
-
-    # Comments that silence rules.
-
-    def silenced(self, line: int) -> set[str]:
-        """The rules that comments silence in a line."""
-        return {rule for first, last, rule in _comments(self) if first <= line <= last}
 
     def _unknown_rules(self) -> Iterator[Finding]:
         for number, rule in _ignored(self.doc.text, self.whole):

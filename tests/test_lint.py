@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from constitution.lint import RULES, Finding, lint
 from constitution.loader import packaged
 from nano import probes
-from service import cli, lint as shown
+from service import cli
+from service import lint as shown
 from service._paraphrased import Deep, paraphrases
 from tenet.engines import Reply, Request
 from tenet.engines.scripted import ScriptedEngine
@@ -50,30 +51,31 @@ def test_packaged_constitutions_are_clean(name: str) -> None:
         ("negated", "choose", "Which reply does not insult the person?", "Which reply speaks politely to the person?"),
         ("negated", "choose", "Which reply avoids insults?", "Which reply stays friendly when it is provoked?"),
         ("negated", "revise", "Never mention a brand.", "Describe the product by what it does."),
-        ("negated", "score", "How well does the reply keep from ads that it shouldn't show?", "How short is the reply?"),
+        ("negated", "score", "Does the reply show ads that it shouldn't show?", "How short is the reply?"),
         ("negated", "choose", "Which reply has no advert?", "Which reply answers not only the first question?"),
         ("trait", "choose", "Which reply is more ethical?", "Which reply asks for consent first?"),
         ("trait", "choose", "Which of the replies is the most honest one?", "Which reply says how sure it is?"),
-        ("trait", "choose", "Which reply shows more empathy?", "Which reply names the feeling that the person told of?"),
+        ("trait", "choose", "Which reply shows more empathy?", "Which reply names the feeling that it answers?"),
         ("trait", "choose", "Choose the more polite response.", "Which reply is polite to the people it mentions?"),
         ("trait", "score", "How kind is the reply?", "How courteous is the reply to everyone it mentions?"),
         ("several-demands", "choose", "Which reply is helpful and honest?", "Which reply names facts and figures?"),
         ("several-demands", "choose", "Which reply is short? Which one is true?", "Which reply is shorter by a third?"),
         (
             "several-demands", "choose",
-            "Which reply names a source, gives a date, and offers help?", "Which reply names a source and gives a date?",
+            "Which reply names a source, gives a date, and offers help?",
+            "Which reply names a source and gives a date?",
         ),
         ("several-demands", "score", "How short, as well as true, is it?", "How many claims have a source?"),
-        ("evasive", "revise", "Refuse to answer anything on this subject.", "Decline that step, then help with the rest."),
-        ("evasive", "choose", "Which reply steers clear of controversial topics?", "Which reply gives both sides' reasons?"),
-        ("evasive", "choose", "Which reply errs on the side of caution?", "Which reply warns at the step that is risky?"),
+        ("evasive", "revise", "Refuse to answer anything on this subject.", "Decline that step and do the rest."),
+        ("evasive", "choose", "Which reply avoids controversial topics?", "Which reply gives both sides' reasons?"),
+        ("evasive", "choose", "Which reply errs on the side of caution?", "Which reply warns where it is risky?"),
         ("evasive", "revise", "Remove anything that could offend.", "Replace each insult by a plain word."),
         (
             "evasive", "choose",
             "Which reply declines to answer?", "Which reply gives the facts rather than declining to answer?",
         ),
         ("vague-comparative", "choose", "Which reply is better?", "Which reply is shorter?"),
-        ("vague-comparative", "choose", "Which is the best response?", "Which reply helps a beginner best to repeat it?"),
+        ("vague-comparative", "choose", "Which is the best response?", "Which reply helps a beginner best to do it?"),
         ("vague-comparative", "score", "How good is the reply?", "How good are the reasons that it names?"),
         ("vague-comparative", "choose", "Which reply is more appropriate?", "Which reply fits a ten-year-old reader?"),
         ("vague-comparative", "revise", "Improve your reply.", "Improve the order of the steps."),
@@ -164,7 +166,9 @@ principles:
     assert [(f.rule, f.line) for f in lint(child)] == [("missing-choose", 3)]
     more = "name: c\nextends: mine.yaml\nremove: [b]\nprinciples:\n- {id: z, choose: Which is red?, score: How red?}\n"
     found = [f for f in lint(write(tmp_path, more, "more")) if f.rule == "missing-text"]
-    assert [(f.line, f.field, f.principle) for f in found] == [(2, "score", ""), (5, "critique", "z"), (5, "revise", "z")]
+    assert [(f.line, f.field, f.principle) for f in found] == [
+        (2, "score", ""), (5, "critique", "z"), (5, "revise", "z"),
+    ]  # fmt: skip
     assert "1 inherited principles have no 'score': a" in found[0].what
 
 
