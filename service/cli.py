@@ -12,6 +12,7 @@ import typer
 
 from service.constitution_cli import constitution
 from service.edits_cli import runs
+from service.serve_cli import keys, serve
 from tenet.errors import AccountingError, InputError, TenetError
 
 app = typer.Typer(
@@ -26,6 +27,8 @@ inspect = typer.Typer(help="What a training did to a model.", no_args_is_help=Tr
 app.add_typer(inspect, name="inspect")
 app.add_typer(constitution, name="constitution")
 app.add_typer(runs, name="runs")
+app.add_typer(keys, name="keys")
+app.command()(serve)
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[key=value …]", help="Settings that replace the file's.")

@@ -85,9 +85,10 @@ def test_filters_find_what_a_look_at_all_rows_finds(client: httpx.Client) -> Non
         for r in rows
         if r["stage"] in ("preference", "judged")
     }
-    edge = sorted(margins.values())[len(margins) // 2]
-    same([r for r in rows if margins.get((r["ordinal"], r["seq"]), -1) >= round(edge, 12)], min_margin=round(edge, 12))
-    principle = next(v["principle"] for r in rows if r["stage"] == "preference" for v in r["record"]["verdict"]["votes"])
+    edge = round(sorted(margins.values())[len(margins) // 2], 12)
+    same([r for r in rows if margins.get((r["ordinal"], r["seq"]), -1) >= edge], min_margin=edge)
+    preference = next(r["record"] for r in rows if r["stage"] == "preference")
+    principle = preference["verdict"]["votes"][0]["principle"]
     same([r for r in rows if _names(r["record"], principle)], principle=principle)
     word = rows[0]["record"]["messages"][0]["content"].split()[3]
     same([r for r in rows if _says(r["record"], word.upper())], q=word.upper())

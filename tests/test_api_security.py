@@ -135,7 +135,7 @@ def test_yaml_bombs_and_deep_or_large_bodies_are_refused(client: httpx.Client) -
     assert client.post("/v1/runs", content=endless(), headers=json_type).status_code == 413
 
 
-@pytest.mark.parametrize("name", ["..", "%2e%2e", "..%2fsecret", "a%2f..%2fb", "%00", "runs%5c..", ".service", "x" * 100])
+@pytest.mark.parametrize("name", ["..", "%2e%2e", "..%2fx", "a%2f..%2fb", "%00", "runs%5c..", ".service", "x" * 100])
 def test_names_do_not_climb_out_of_the_workspace(client: httpx.Client, name: str) -> None:
     for path in (f"/v1/runs/{name}", f"/v1/runs/{name}/files/manifest.json", f"/v1/constitutions/{name}"):
         answer = client.get(path)
@@ -152,7 +152,8 @@ def test_other_sites_get_nothing(client: httpx.Client) -> None:
     assert rebound.status_code == 403  # a name of another site that leads to this machine
     simple = client.post("/v1/recipes/check", content=json.dumps(body), headers={"content-type": "text/plain"})
     assert simple.status_code == 422
-    asked = client.options("/v1/runs", headers={"origin": "https://evil.example", "access-control-request-method": "GET"})
+    preflight = {"origin": "https://evil.example", "access-control-request-method": "GET"}
+    asked = client.options("/v1/runs", headers=preflight)
     assert "access-control-allow-origin" not in asked.headers
     answer = client.get("/v1/runs")
     assert "'unsafe-inline'" not in answer.headers["content-security-policy"]
@@ -165,7 +166,7 @@ def test_slow_clients_are_let_go(place: Path) -> None:
     limits = {"receive_s": 0.3}
     with serving(place, limits=limits) as client:
         address = (client.base_url.host, client.base_url.port)
-        head = b"POST /v1/runs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n"
+        head = b"POST /v1/runs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n"
         for sent in (b"", b"GET /health HTTP/1.1\r\nHost: local", head + b"{"):
             with socket.create_connection(address, timeout=5) as slow:
                 slow.sendall(sent)
@@ -175,11 +176,19 @@ def test_slow_clients_are_let_go(place: Path) -> None:
                 assert said == b"" or said.startswith(b"HTTP/1.1 408")
         with socket.create_connection(address, timeout=5) as drip:  # a byte now and then buys no time
             drip.sendall(b"GET /health HTTP/1.1\r\n")
-            with pytest.raises(OSError):  # noqa: PT011 (reset or broken pipe)
-                for _ in range(40):
-                    drip.sendall(b"X")
-                    time.sleep(0.05)
+            assert _sends(drip) < 40
         assert client.get("/health").status_code == 200
+
+
+def _sends(drip: socket.socket) -> int:
+    """How many of 40 bytes go through, one every 0.05 s."""
+    for n in range(40):
+        try:
+            drip.sendall(b"X")
+        except OSError:
+            return n
+        time.sleep(0.05)
+    return 40
 
 
 def test_floods_are_slowed_and_pages_bounded(place: Path) -> None:
