@@ -43,7 +43,11 @@ def train(folder: Path, kind: str, adapter: dict[str, Any], **more: Any) -> Path
         "lr": 1e-3, "steps": 2, "context": 64, "save_as": "float32", "adapter": adapter, **more,
     }  # fmt: skip
     module = kinds.load("trainers", kind)
-    trainer = module.build(assemble(module.Settings, said))
+    own: dict[str, Any] = {}
+    if kind == "ppo":
+        said |= {"reward": {"judge": "longest"}, "rollout": {"max_tokens": 8}, "update": {"minibatches": 1, "epochs": 1}}
+        own = {"reward": lambda completions, **_: [float(len(c[0]["content"])) for c in completions]}
+    trainer = module.build(assemble(module.Settings, said), **own)
     trainer.train(trainer.rows())
     return folder / "out"
 
@@ -56,7 +60,7 @@ def weights(folder: Path) -> dict[str, Any]:
     return dict(kind.from_pretrained(folder, local_files_only=True).named_parameters())
 
 
-@pytest.mark.parametrize("kind", ["sft", "reward", "dpo"])
+@pytest.mark.parametrize("kind", ["sft", "reward", "dpo", "ppo"])
 @pytest.mark.parametrize("mode", list(MODES))
 def test_every_mode_trains_what_it_says_and_leaves_a_plain_model(
     kind: str, mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -141,10 +145,10 @@ def test_a_bad_adapter_is_refused_before_anything_is_loaded(said: dict[str, Any]
         assemble(module.Settings, {"model": "m", "data": "d", "out": "o", "lr": 1e-3, **said})
 
 
-def test_ppo_refuses_an_adapter_by_name() -> None:
+def test_ppo_refuses_to_draw_rows_by_load() -> None:
     module = kinds.load("trainers", "ppo")
-    with pytest.raises(SettingsError, match="ppo takes no adapter"):
-        module.build(module.Settings.model_construct(workers=1, adapter={"mode": "shared"}))
+    with pytest.raises(SettingsError, match="minimum_load draws rows"):
+        module.build(module.Settings.model_construct(workers=1, adapter={"mode": "shared", "minimum_load": 0.5}))
 
 
 def test_a_minimum_load_draws_the_rows_that_reach_rare_experts(tmp_path: Path) -> None:
@@ -174,3 +178,35 @@ def test_a_minimum_load_draws_the_rows_that_reach_rare_experts(tmp_path: Path) -
     again.set_epoch(1)
     many = Weighted(torch.cat([torch.ones(300), 3 * torch.ones(300)]), 5)
     assert 0.68 < sum(i >= 300 for i in many) / 600 < 0.82
+
+
+def test_in_ppo_the_reference_is_the_base_and_a_checkpoint_brings_the_policy_back(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from trainers._ppo_adapters import Mixture
+    from trainers._ppo_batch import Sample, collate
+    from trainers._ppo_networks import Networks
+
+    def networks() -> Networks:
+        model = AutoModelForCausalLM.from_pretrained("nano/models/assistant-moe", dtype=torch.float32)
+        return Networks(model, adapter=Mixture(model, {"mode": "hybrid", "r": 4}, None))
+
+    first, batch = networks(), collate([Sample((5, 6, 7), (8, 9, 10), True), Sample((11, 12), (13, 1), True)])
+    with torch.no_grad():
+        base = first.score(batch).logp
+        with first.valuing():
+            values = first.values(batch)
+        for p in first.policy_weights:
+            p.add_(0.02)
+        moved = first.score(batch).logp
+        assert float((moved - base).abs().max()) > 0.01
+        torch.testing.assert_close(first.reference_logp(batch), base)
+        with first.valuing():
+            torch.testing.assert_close(first.values(batch), values)
+        assert first.adapter is not None
+        first.adapter.save(tmp_path)
+        second = networks()
+        assert second.adapter is not None
+        second.adapter.load(tmp_path)
+        torch.testing.assert_close(second.score(batch).logp, moved)

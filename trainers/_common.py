@@ -20,6 +20,10 @@ from trainers import adapters
 from trainers._rows import Rows, Source
 from trainers.moe import losses
 
+WEIGHED = frozenset({"rank_by_load", "by", "n", "share"})
+"""Settings of adapters that go by the load of experts."""
+PROBE = 64
+"""Rows on which that load is measured."""
 Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "inverse_sqrt"]
 
 

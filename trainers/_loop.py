@@ -145,6 +145,10 @@ class Scribe(TrainerCallback):
         if state.is_world_process_zero:
             self._path.write_text("".join(_line(entry) for entry in state.log_history), encoding="utf-8")
 
+    def on_step_end(self, args, state, control, **_):
+        """The last steps are logged too: a training shorter than `log_every` would have no loss to show."""
+        control.should_log = control.should_log or state.global_step >= state.max_steps
+
     def on_log(self, args, state, control, **_):
         """One more line."""
         if state.is_world_process_zero and state.log_history:

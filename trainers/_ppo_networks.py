@@ -14,14 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from trainers._ppo_adapters import Adapter, Peft
 from trainers._ppo_batch import Batch
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_VALUE = "value"
-"""Name of the value network's adapter, where the policy's is LoRA."""
-
 
 @dataclass(frozen=True)
 class Scored:
@@ -38,7 +35,7 @@ class Networks:
     """Policy, reference and value. Dropout is off: the ratio of new to old policy would see its noise.
 
     Full fine-tuning: the reference is a frozen copy of the policy as it starts, and a separate value network another
-    copy. LoRA: the reference is the policy with its adapter switched off, and a separate value network is a second
+    copy. With an adapter, the reference is the policy with it switched off, and a separate value network is a second
     adapter on the same weights; neither costs a model's memory. `explore`: entropies have gradients.
     """
 
@@ -51,47 +48,46 @@ class Networks:
         temperature: float = 1.0,
         explore: bool = False,
         bf16: bool = False,
+        adapter: Adapter | None = None,
     ) -> None:
         import torch
 
         self.policy, self.temperature, self._explore, self._bf16 = policy, temperature, explore, bf16
         self.shared = value == "shared"
-        self.lora = hasattr(policy, "peft_config")
-        self.base: Any = policy.get_base_model() if self.lora else policy
+        self.adapter: Adapter | None = Peft(policy) if hasattr(policy, "peft_config") else adapter
+        self.base: Any = self.adapter.base if self.adapter else policy
         base = self.base
         self.device = next(policy.parameters()).device
         for module in policy.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-        self.reference = copy.deepcopy(policy).eval().requires_grad_(False) if reference and not self.lora else None
+        self.reference = copy.deepcopy(policy).eval().requires_grad_(False) if reference and not self.adapter else None
         self._with_reference = reference
         own = [p for p in policy.parameters() if p.requires_grad]
         self._trunk: Any = None
-        if not self.shared and self.lora:
-            policy.add_adapter(_VALUE, copy.deepcopy(policy.peft_config["default"]))
-            self._trunk = base.base_model
+        valuing: list[Any] = []
+        if not self.shared and self.adapter:
+            self._trunk, valuing = base.base_model, self.adapter.value()
         elif not self.shared:
             self._trunk = copy.deepcopy(base.base_model)
+            valuing = list(self._trunk.parameters())
         width = int(base.config.get_text_config().hidden_size)
         # It starts at 0, so that the first advantages are the rewards themselves. float32, whatever the policy is.
         self.head = torch.nn.Linear(width, 1, device=self.device, dtype=torch.float32)
         torch.nn.init.zeros_(self.head.weight)
         torch.nn.init.zeros_(self.head.bias)
         self.policy_weights: list[Any] = own
-        self.value_weights: list[Any] = list(self.head.parameters())
-        if self._trunk is not None:
-            named = self._trunk.named_parameters()
-            self.value_weights += [p for n, p in named if not self.lora or f".{_VALUE}." in n]
+        self.value_weights: list[Any] = [*self.head.parameters(), *valuing]
         self._rest()
 
     def _rest(self) -> None:
-        if self.lora:
-            self.policy.set_adapter("default")
+        if self.adapter:
+            self.adapter.on()
 
     def merged(self) -> dict[str, Any]:
         """The policy's weights under the base model's names, an adapter's change added; the model stays as it is."""
         state = {n: w for n, w in self.base.state_dict().items() if ".lora_" not in n}
-        if not self.lora:
+        if not self.adapter:
             return state
         for name, module in self.base.named_modules():
             if hasattr(module, "get_delta_weight"):
@@ -105,10 +101,7 @@ class Networks:
 
     def finished(self) -> Any:
         """The policy alone; a value network's adapter goes."""
-        if self.lora and not self.shared:
-            self.policy.delete_adapter(_VALUE)
-            self.policy.set_adapter("default")
-        return self.policy
+        return self.adapter.finished() if self.adapter else self.policy
 
     def train(self, on: bool = True) -> None:
         """Training mode, which gradient checkpointing wants, or evaluation mode, for rollouts."""
@@ -134,16 +127,16 @@ class Networks:
         import torch
 
         with torch.no_grad():
-            if not self.lora or not self._with_reference:
+            if not self.adapter or not self._with_reference:
                 return self._read(self.reference or self.policy, batch)[0]
-            with self.policy.disable_adapter():
+            with self.adapter.off():
                 return self._read(self.policy, batch)[0]
 
     @contextmanager
     def valuing(self) -> Generator[None]:
         """Where a separate value network is asked *and* its gradients are computed: its adapter is switched on."""
-        if self.lora and not self.shared:
-            self.policy.set_adapter(_VALUE)
+        if self.adapter and not self.shared:
+            self.adapter.on(value=True)
         try:
             yield
         finally:

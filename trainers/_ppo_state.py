@@ -25,11 +25,13 @@ from trainers._ppo_networks import Networks
 def save(
     folder: Path, step: int, networks: Networks, optimizer: Any, scheduler: Any, tok: Any, controller: KLController
 ) -> None:
-    """Writes `folder`, whole or not at all. The policy in it is a Hugging Face model, or a PEFT adapter."""
+    """Writes `folder`, whole or not at all. The policy in it is a Hugging Face model, or an adapter."""
     files: Any = import_module("safetensors.torch")
     with _disk.whole(folder) as beside, quiet():
-        own = {"selected_adapters": ["default"]} if networks.lora else {}
-        networks.policy.save_pretrained(beside, **own)
+        if networks.adapter:
+            networks.adapter.save(beside)
+        else:
+            networks.policy.save_pretrained(beside)
         tok.save_pretrained(beside)
         values = {f"{i}": w.detach().clone() for i, w in enumerate(networks.value_weights)}
         files.save_file(values, beside / "value.safetensors")
@@ -52,10 +54,8 @@ def restore(
         with torch.no_grad():
             for i, weight in enumerate(networks.value_weights):
                 weight.copy_(values[str(i)])
-        if networks.lora:
-            peft: Any = import_module("peft")
-            adapter = files.load_file(folder / "adapter_model.safetensors")
-            peft.set_peft_model_state_dict(networks.policy, adapter, adapter_name="default")
+        if networks.adapter:
+            networks.adapter.load(folder)
         else:
             networks.policy.load_state_dict(load(folder, tok).state_dict())
     except (OSError, ValueError, KeyError, RuntimeError) as error:

@@ -21,13 +21,10 @@ import psutil
 from tenet.errors import RunFolderError
 from tenet.records import digest
 from trainers import _disk, _rows, _save, adapters
-from trainers._common import Common, Outcome, context_of, load, locate, quiet, tokenizer_of
+from trainers._common import PROBE, WEIGHED, Common, Outcome, context_of, load, locate, quiet, tokenizer_of
 from trainers._encode import Coder, Encode, Encoded, Ids, written
 from trainers._rows import Rows
 from trainers._shapes import Row, Shape
-
-_PROBE = 64
-"""Rows on which the load of experts is measured, where an adapter goes by it."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +100,9 @@ class TrlTrainer:
         """The adapter that the settings ask for, on the model; experts are weighed on the first rows of the data."""
         if self.settings.adapter is None:
             return None
-        first = encoded.data.select(range(min(_PROBE, len(encoded.data))))
-        weighed = {"rank_by_load", "by", "n", "share"} & self.settings.adapter.keys()
-        return adapters.attach(model, self.settings.adapter, batches=self._inputs(first) if weighed else None)
+        first = encoded.data.select(range(min(PROBE, len(encoded.data))))
+        batches = self._inputs(first) if WEIGHED & self.settings.adapter.keys() else None
+        return adapters.attach(model, self.settings.adapter, batches=batches)
 
     def _draws(self, model: Any, encoded: Encoded) -> Any:
         """How often to draw each row [N], where experts are to get a minimum load: one pass over all rows tells."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,9 +23,10 @@ from pydantic import Field
 
 from tenet.errors import SettingsError
 from tenet.records import Frozen, digest
-from trainers import _common, _ppo_state, _rows, _run, _save
+from trainers import _common, _ppo_state, _rows, _run, _save, adapters
 from trainers._common import Common, Outcome, Trainer
-from trainers._ppo_loop import Loop, Parts, Plan
+from trainers._ppo_adapters import Mixture, watch
+from trainers._ppo_loop import Ask, Loop, Parts, Plan
 from trainers._ppo_math import KLController
 from trainers._ppo_networks import Networks
 from trainers._ppo_prompts import end_tokens, prompts
@@ -99,8 +101,9 @@ def build(settings: Settings, reward: RewardFunction | None = None) -> Trainer:
     if settings.workers > 1:
         fix = "workers: 1; rollouts on several GPUs: rollout.engine: vllm with rollout.replicas"
         raise SettingsError("ppo learns in one process", where="workers", fix=fix)
-    if settings.adapter is not None:
-        raise SettingsError("ppo takes no adapter of a mixture yet", where="adapter", fix="lora, or all weights")
+    if (settings.adapter or {}).get("minimum_load"):
+        fix = "leave it out: ppo draws replies, not rows"
+        raise SettingsError("minimum_load draws rows by what they reach", where="adapter.minimum_load", fix=fix)
     if settings.rollout.engine == "vllm":
         from trainers._ppo_engine import check
 
@@ -129,7 +132,7 @@ class PpoTrainer:
         context = _common.context_of(s, folder)
         asks = prompts(rows, tok, context - s.rollout.max_tokens)
         checkpoint = _run.begun(s, digest(rows.census.files))
-        networks = self._networks(folder, tok)
+        networks = self._networks(folder, tok, asks)
         steps = s.steps or math.ceil(s.epochs * len(asks) / s.batch)
         # A checkpoint is named after its step.
         done_steps = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
@@ -164,22 +167,30 @@ class PpoTrainer:
             "value_trainable": sum(p.numel() for p in networks.value_weights),
             "device": _save.device_name(s.on_cpu),
         }
-        _save.model_folder(networks.finished(), tok, out, s.save_as)
+        model = networks.finished()
+        for handle in adapters.of(model):
+            print(handle.report().text())
+        _save.model_folder(model, tok, out, s.save_as)
         manifest = _save.finish(s, "ppo", rows.census, facts)
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
         return Outcome(out, manifest, fresh=True)
 
-    def _networks(self, folder: Path, tok: Any) -> Networks:
+    def _networks(self, folder: Path, tok: Any, asks: Sequence[Ask]) -> Networks:
         s = self._settings
+        adapter: Any = None
         model = _common.load(folder, tok, seed=s.seed).to("cpu" if s.on_cpu else "cuda")
         if s.lora is not None:
             peft: Any = import_module("peft")
             model = peft.get_peft_model(model, _common.peft_config(s.lora, "causal"))
+        elif s.adapter is not None and s.adapter["mode"] != "full":
+            torch: Any = import_module("torch")
+            inputs = ({"input_ids": torch.tensor([a.ids], device=model.device)} for a in asks[: _common.PROBE])
+            adapter = Mixture(model, s.adapter, inputs if _common.WEIGHED & s.adapter.keys() else None)
         if s.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return Networks(
             model, value=s.value.network, temperature=s.rollout.temperature, explore=s.update.entropy_weight > 0,
-            bf16=s.bf16,
+            bf16=s.bf16, adapter=adapter,
         )  # fmt: skip
 
     def _parts(self, networks: Networks, tok: Any, context: int, steps: int, at: int = 0) -> Parts:
@@ -191,6 +202,11 @@ class PpoTrainer:
             {"params": networks.value_weights, "lr": s.value.lr or s.lr},
         ]
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-5, weight_decay=s.weight_decay)
+        if networks.adapter:
+            networks.adapter.guard(optimizer)
+        elif s.adapter is not None:
+            # mode full: attached only now, since reference and value network are plain copies
+            watch(adapters.attach(networks.policy, s.adapter), optimizer)
         coach = coach_of(networks.policy, s.moe)
         if coach is not None:
             split(optimizer, coach.router_parameters())
