@@ -26,7 +26,7 @@ from service.api import (
 )
 from service.api.context import Service, constitutions_of
 from service.api.engines import Engines
-from service.api.guard import Guard
+from service.api.guard import OPEN, Guard
 from service.api.jobs import Jobs
 from service.api.keys import Keys
 from service.api.metrics import Metrics
@@ -101,10 +101,10 @@ def _openapi(app: FastAPI) -> Any:
     def made() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = build()
-            for path in document["paths"].values():
-                for operation in path.values():
+            for path, operations in document["paths"].items():
+                for operation in operations.values():
                     operation["responses"].pop("422", None)
-                    operation["security"] = [{"key": []}, {"session": []}]
+                    operation["security"] = [] if path in OPEN else [{"key": []}, {"session": []}]
             schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
             schemes["key"] = {"type": "http", "scheme": "bearer"}
             schemes["session"] = {"type": "apiKey", "in": "cookie", "name": "tenet_session"}

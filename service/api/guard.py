@@ -19,7 +19,7 @@ from service.api.settings import Limits
 COOKIE = "tenet_session"
 CSRF = "x-csrf-token"
 _SAFE = ("GET", "HEAD", "OPTIONS")
-_OPEN = ("/health", "/ready", "/openapi.json", "/v1/session")
+OPEN = ("/health", "/ready", "/openapi.json", "/v1/session")
 """Answered without a key. The page's files are too: they hold no data."""
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _HEADERS = [
@@ -118,7 +118,7 @@ class Guard:
             refusal = problems.Refusal(429, f"more than {self._limits.rate:g} requests a second", code="rate_limit")
             refusal.headers["retry-after"] = str(max(1, round(wait)))
             raise refusal
-        if caller is None and path not in _OPEN and (path.startswith(("/v1/", "/metrics")) or path == "/get_reward"):
+        if caller is None and path not in OPEN and (path.startswith(("/v1/", "/metrics")) or path == "/get_reward"):
             refusal = problems.Refusal(401, "this needs a key: Authorization: Bearer tenet_…", code="invalid_api_key")
             refusal.headers["www-authenticate"] = "Bearer"
             raise refusal
