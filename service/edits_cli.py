@@ -42,6 +42,8 @@ def diff_runs(
 def register(app: typer.Typer) -> None:
     """Adds the commands to the group of `tenet constitution`."""
     app.command("diff")(diff)
+    app.command("preview")(preview)
+    app.command("stats")(stats)
 
 
 def diff(
@@ -54,6 +56,41 @@ def diff(
     from service import constitution_edits
 
     constitution_edits.main(old, new, run, one_of(form, "text", "json", "md"))
+
+
+def preview(
+    old: Annotated[str, typer.Option("--old", help="A file, a packaged name, or a run's folder.")],
+    new: Annotated[str, typer.Option("--new", help="The same.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value …]", help="Settings that replace the recipe's.")
+    ] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A file of prompts; default: the recipe's.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most prompts.")] = 50,
+    recipe: Annotated[Path | None, typer.Option(help="A recipe file (YAML): models, rounds, pairs, judge.")] = None,
+    model: Annotated[str, typer.Option(help="Without a recipe: a model for vLLM, or of --base-url.")] = "",
+    base_url: Annotated[str, typer.Option(help="Without a recipe: an OpenAI-compatible server.")] = "",
+    out: Annotated[Path, typer.Option(help="Folder for the page and the JSON.")] = Path("runs/preview"),
+    workspace: Annotated[Path, typer.Option(help="Holds calls.sqlite, the stored replies.")] = Path("runs"),
+) -> None:
+    """The same prompts under both constitutions: which labels flip, what revisions say now, before it is paid for."""
+    from service import preview as command
+
+    job = command.Job(old, new, prompts, limit, recipe, model, base_url, overrides or [], out, workspace)
+    command.main(job)
+
+
+def stats(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    labels: Annotated[
+        Path | None, typer.Option(help="People's labels: votes whose items are comparison ids, or labelled pairs.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for report.html and report.md.")] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
+) -> None:
+    """What each principle did in a run: draws, finds, votes, flips, worth; which of them are alike or at odds."""
+    from service import stats as command
+
+    command.main(run, labels, out, json_out)
 
 
 def one_of(form: str, *known: str) -> Any:

@@ -115,7 +115,7 @@ async def execute(
     hooks = hooks or Hooks()
     built = plan.build_engines() if engines is None else engines
     try:
-        _check(plan, built)
+        check(plan, built)
         hooks.stage("reading the prompts")
         census = await asyncio.to_thread(prompts.check, plan.recipe.prompts)
         with open_rows(plan) as rows, Calls(plan.folder.parent / "calls.sqlite") as calls:
@@ -129,7 +129,7 @@ async def execute(
             # A manifest says that the run is whole: the one of an earlier start must not outlive a crash of this one.
             (plan.folder / "manifest.json").unlink(missing_ok=True)
             hooks.stage("starting the engines")
-            await asyncio.gather(*(_start(e) for e in {id(e): e for e in built.values()}.values()))
+            await asyncio.gather(*(start(e) for e in {id(e): e for e in built.values()}.values()))
             state, seconds = await _walk(plan, window, hooks, cached, rows, census.rows)
             hooks.stage("writing the exports")
             try:
@@ -143,7 +143,7 @@ async def execute(
                 await engine.close()
 
 
-def _check(plan: Plan, engines: dict[str, Engine]) -> None:
+def check(plan: Plan, engines: dict[str, Engine]) -> None:
     """What an engine cannot give is found before it takes half a minute to start."""
     recipe = plan.recipe
     for judge in (recipe.judge, *(p.scorer for p in recipe.pairs if p.scorer)):
@@ -157,11 +157,11 @@ def _check(plan: Plan, engines: dict[str, Engine]) -> None:
             )
 
 
-async def _start(engine: Engine) -> None:
+async def start(engine: Engine) -> None:
     """Engines that take long to start do so before the clock of the run."""
-    start = getattr(engine, "start", None)
-    if start is not None:
-        await start()
+    begin = getattr(engine, "start", None)
+    if begin is not None:
+        await begin()
 
 
 async def _walk(

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from constitution import Constitution, Principle
+from constitution import Constitution, Principle, diff
 from judges import open_judge, open_scorer
 from nano import tasks, world
 from nano.constitution import principle
 from nano.world import Rule
+from service import preview
+from service.constitution_edits import open_side
 from tenet.records import Comparison, Label, Message, Prompt
 
+ROOT = Path(__file__).parent.parent
 PAIRWISE = {"kind": "pairwise"}
 COT = {"kind": "pairwise", "cot": True}
 POINTWISE = {"kind": "pointwise"}
@@ -77,3 +81,26 @@ def test_scores_of_single_replies_tell_kept_rules_from_broken_ones(nano_engine: 
 
     pairs = asyncio.run(score_all())
     assert sum(kept > 0 > broken for kept, broken in pairs) >= 27
+
+
+def test_a_preview_on_nano_finds_that_a_removed_rule_asks_nothing_any_more(nano_engine: Any, tmp_path: Path) -> None:
+    rules = (ROOT / "constitution/files/nano.yaml").read_text()
+    at, end = rules.index("- id: advert"), rules.index("- id: shouting")
+    (tmp_path / "without.yaml").write_text(rules[:at] + rules[end:])
+    (tmp_path / "recipe.yaml").write_text(
+        (ROOT / "service/demo_files/recipe.yaml")
+        .read_text()
+        .replace("prompts.jsonl", f"{ROOT}/service/demo_files/prompts.jsonl")
+    )
+    job = preview.Job(
+        "nano", str(tmp_path / "without.yaml"), recipe=tmp_path / "recipe.yaml", limit=8, out=tmp_path / "out",
+        workspace=tmp_path / "runs",
+    )  # fmt: skip
+    plans = preview.open_plans(job)
+    walks, cost = asyncio.run(preview.walk(plans, job.limit, job.workspace, {"nano": nano_engine}))
+    found = preview.write(job, diff.diff(open_side(job.old), open_side(job.new)), plans, walks, cost)
+    assert found["principles"]["advert"]["old"]
+    assert not found["principles"]["advert"]["new"]
+    assert cost.reused > cost.asked / 4
+    for w in walks:
+        assert [c.response for c in w.old.candidates] == [c.response for c in w.new.candidates]
