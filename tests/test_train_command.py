@@ -94,6 +94,14 @@ def test_every_kind_gives_a_model_with_metrics_card_and_manifest(kind: str, mode
     assert all(not p.name.startswith(".") for p in out.iterdir())
 
 
+def test_the_steps_after_the_last_line_are_logged_too(model: Path, tmp_path: Path) -> None:
+    command.main("pretrain", config(tmp_path, "pretrain", model, log_every=3), [])
+    lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [3, 4]
+    command.main("pretrain", config(tmp_path, "pretrain", model, log_every=10, out=str(tmp_path / "short")), [])
+    assert "loss" in json.loads((tmp_path / "short/manifest.json").read_text())["figures"]
+
+
 def test_the_same_command_on_a_finished_training_does_nothing(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
