@@ -82,19 +82,28 @@ def _below(run: Path, out: Path, pattern: str) -> list[Path]:
 
 
 def _manifests(run: Path, out: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """Manifests of the run's folder and below, and of trainings beside it that read this run's data."""
+    """Manifests of the run's folder and below, and of trainings beside it that stand on this run's data."""
     found = [(p.parent, m) for p in _below(run, out, "manifest.json") if (m := _object(p)) is not None]
-    seen = {p.resolve() for p, _ in found}
-    for path in sorted(run.resolve().parent.glob("*/manifest.json")):
-        m = _object(path) if path.parent.resolve() not in seen else None
-        if m is not None and any(Path(s).resolve().is_relative_to(run.resolve()) for s in _sources(m)):
-            found.append((path.parent, m))
+    seen, around = {p.resolve() for p, _ in found}, run.resolve().parent
+    beside = [p for pattern in ("*/manifest.json", "*/*/manifest.json") for p in sorted(around.glob(pattern))]
+    left = [(p.parent, m) for p in beside if p.parent not in seen and (m := _object(p)) is not None and "kind" in m]
+    data = {f.get("sha256") for _, m in found for f in cast(dict[str, Any], m.get("files") or {}).values()} - {None}
+    # A training that starts from one of the run's belongs to the run too, such as PPO on other prompts.
+    while more := [x for x in left if _stands_on(x[1], run, data, found)]:
+        found += more
+        left = [x for x in left if x not in more]
     return found
 
 
-def _sources(manifest: dict[str, Any]) -> list[str]:
-    files = cast(dict[str, Any], (manifest.get("data") or {})).get("files") or {}
-    return [str(name) for name in files] if "kind" in manifest else []
+def _stands_on(m: dict[str, Any], run: Path, data: set[Any], found: Sequence[tuple[Path, dict[str, Any]]]) -> bool:
+    """Whether a training read the run's files (by hash, or by path), or starts from a training that is found."""
+    files = cast(dict[str, Any], (m.get("data") or {}).get("files") or {})
+    if any(f.get("sha256") in data or Path(name).resolve().is_relative_to(run.resolve()) for name, f in files.items()):
+        return True
+    settings = cast(dict[str, Any], m.get("settings") or {})
+    starts = [settings.get("model"), (settings.get("reward") or {}).get("model")]
+    folders = {p.resolve() for p, other in found if "kind" in other}
+    return any(isinstance(s, str) and Path(s).resolve() in folders for s in starts)
 
 
 def _trainings(named: Sequence[Path], found: list[tuple[Path, dict[str, Any]]]) -> list[Training]:

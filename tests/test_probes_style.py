@@ -147,6 +147,27 @@ def test_a_report_holds_data_training_probes_examples_and_wins(tmp_path: Path) -
     assert "verdicts.jsonl, line 1: is a verdict on '99', which is none of the pairs" in str(stray.exception)
 
 
+def test_a_report_finds_the_trainings_that_stand_on_the_run(tmp_path: Path) -> None:
+    def put(name: str, **manifest: Any) -> None:
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "manifest.json").write_text(json.dumps(manifest))
+
+    def training(kind: str, sha: str, **settings: Any) -> dict[str, Any]:
+        files = {"elsewhere/rows.parquet": {"rows": 3, "sha256": sha}}
+        return {"kind": kind, "data": {"files": files, "kept": 3}, "settings": settings, "steps": 2}
+
+    put("run", **{**MANIFEST, "files": {"sft.parquet": {"rows": 3, "sha256": "mine"}}})
+    put("train/sft", **training("sft", "mine", model="m"))
+    put("train/ppo", **training("ppo", "prompts", model=str(tmp_path / "train/sft")))
+    put("train/after", **training("dpo", "others", model=str(tmp_path / "train/ppo")))
+    put("stranger", **training("sft", "others", model="m"))
+    assert CliRunner().invoke(app, ["report", str(tmp_path / "run")]).exit_code == 0
+    text = (tmp_path / "run" / "report" / "report.md").read_text()
+    assert "run: 3 trainings" in text
+    assert all(f"| {name} | {kind} |" in text for name, kind in (("sft", "sft"), ("ppo", "ppo"), ("after", "dpo")))
+    assert "stranger" not in text
+
+
 def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     assert CliRunner().invoke(app, ["report", str(tmp_path / "run")]).exit_code == 0
