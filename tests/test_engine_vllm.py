@@ -20,7 +20,7 @@ from tenet.engines import Reply, Request, Sampling, _choices, _model
 from tenet.engines._pool import Pool
 from tenet.engines._prompt import Fault, Prompts
 from tenet.engines._replica import Replica, cores
-from tenet.engines.vllm import Settings, build
+from tenet.engines.vllm import Settings, build, refuse_stale
 from tenet.errors import EngineError, SettingsError
 from tenet.records import Message
 
@@ -536,3 +536,11 @@ def test_no_answer_is_lost_to_an_event_loop_that_has_ended() -> None:
             assert [{a[0] for a in some} for some in replies] == [{f"{i}"} for i in range(48)]
     finally:
         asyncio.run(pool.close())
+
+
+def test_new_weights_under_a_running_mixture_are_refused_by_name_on_a_cpu() -> None:
+    if not _model.on_cpu():
+        pytest.skip("only vLLM on CPU serves wrong weights then")
+    with pytest.raises(SettingsError, match=r"qwen3_moe has 8 experts a layer.*wrong weights.*start a new engine"):
+        refuse_stale({"model_type": "qwen3_moe", "num_experts": 8})
+    refuse_stale({"model_type": "qwen3"})

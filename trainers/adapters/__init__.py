@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from trainers.adapters._handle import Handle
     from trainers.adapters._load import Load
 
-__all__ = ["attach", "check", "load", "measure", "of", "refuse_hot_reload"]
+__all__ = ["attach", "check", "load", "measure", "of"]
 
 
 def check(settings: Mapping[str, Any] | Document, where: str = "adapter") -> tuple[str, Frozen]:
@@ -112,13 +112,3 @@ def of(model: Any) -> list[Handle]:
     """The adapters on a model, one of them switched on."""
     found: dict[str, Handle] = getattr(model, "__dict__", {}).get("_tenet_adapters", {})
     return [h for h in found.values() if h._live]  # pyright: ignore[reportPrivateUsage]
-
-
-def refuse_hot_reload(config: Any) -> None:
-    """SettingsError if the model of a transformers config is a mixture: see the reason in the message."""
-    from trainers.adapters._layout import experts_in
-
-    if experts_in(config):
-        what = f"{config.model_type} is a mixture of experts: vLLM's reload_weights reports success for it on a CPU and"
-        fix = "save the merged checkpoint and start a fresh engine on it"
-        raise SettingsError(f"{what} serves wrong weights", where="engine", fix=fix)
