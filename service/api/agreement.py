@@ -32,7 +32,7 @@ class Asked(BaseModel):
     min_attention: float
 
 
-def asked_of(
+async def asked_of(
     tie: Literal["three-class", "half", "drop"] = "three-class",
     swap: Literal["both", "mean", "first", "signed-sum"] = "both",
     invalid: Literal["tie", "wrong", "drop"] = "wrong",

@@ -81,6 +81,7 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
         await asyncio.gather(watcher, return_exceptions=True)
         service.jobs.close()
         await service.engines.close()
+        service.pages.close()
         service.store.close()
 
 

@@ -16,6 +16,7 @@ from service.api.keys import Caller, Keys, Role
 from service.api.metrics import Metrics
 from service.api.policy import Policy
 from service.api.problems import Refusal
+from service.api.reader import Pages
 from service.api.settings import Config
 from service.api.store import Store
 
@@ -38,6 +39,7 @@ class Service:
     policy: Policy
     metrics: Metrics
     engines: Engines
+    pages: Pages = field(default_factory=Pages)
     streams: int = 0
     """Event streams that are open."""
     cache: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -58,8 +60,9 @@ def constitutions_of(workspace: Path) -> Path:
     return workspace / "constitutions"
 
 
-def service_of(request: Request) -> Service:
+async def service_of(request: Request) -> Service:
     """The service that a request came to."""
+    # A coroutine although it awaits nothing: FastAPI would take anything else to a thread and back.
     return cast(Service, request.app.state.service)
 
 

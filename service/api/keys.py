@@ -55,7 +55,7 @@ class Keys:
     """The keys and the page's sessions."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        self._store, self._any = store, False
 
     def create(self, name: str, roles: tuple[str, ...]) -> str:
         """A new key, which is shown this once. SettingsError for a name that is taken or roles that do not exist."""
@@ -88,7 +88,8 @@ class Keys:
     @property
     def any(self) -> bool:
         """Whether a key was ever made: then every call needs one, and the last revoked key opens no door."""
-        return bool(self._store.one("SELECT 1 FROM keys LIMIT 1"))
+        self._any = self._any or bool(self._store.one("SELECT 1 FROM keys LIMIT 1"))
+        return self._any
 
     def caller(self, key: str) -> Caller | None:
         """Who holds the key; None if it opens nothing."""

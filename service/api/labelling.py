@@ -73,6 +73,11 @@ def is_swapped(name: str, rater: str, item: str) -> bool:
     return bool(seed_of("side", name, rater, item) & 1)
 
 
+def _count(db: sqlite3.Connection, name: str, item: str, more: int) -> None:
+    """Keeps a pair's count of labels, in the transaction that changes them."""
+    db.execute("UPDATE label_items SET given = given + ? WHERE label_set = ? AND item = ?", (more, name, item))
+
+
 class LabelSets:
     """The label sets of a service's store."""
 
@@ -84,7 +89,8 @@ class LabelSets:
         try:
             with self._store.change() as db:
                 db.execute("INSERT INTO label_sets VALUES (?, ?, ?)", (name, json.dumps(spec), now()))
-                db.executemany("INSERT INTO label_items VALUES (?, ?, ?, ?, ?, ?)", [(name, *r) for r in rows])
+                into = "label_items(label_set, item, place, wanted, planted, content)"
+                db.executemany(f"INSERT INTO {into} VALUES (?, ?, ?, ?, ?, ?)", [(name, *r) for r in rows])
         except sqlite3.IntegrityError:
             raise Refusal(409, f"there is a label set {name!r} already, or a pair stands in it twice") from None
 
@@ -130,9 +136,8 @@ class LabelSets:
             if found:
                 return found["item"]
         found = db.execute(
-            f"SELECT i.item FROM label_items i WHERE i.label_set = ? AND i.planted = '' AND {mine} "
-            "AND (SELECT count(*) FROM labels l WHERE l.label_set = i.label_set AND l.item = i.item "
-            "AND l.undone IS NULL) + (SELECT count(*) FROM leases e WHERE e.label_set = i.label_set "
+            f"SELECT i.item FROM label_items i WHERE i.label_set = ? AND i.planted = '' AND i.given < i.wanted "
+            f"AND {mine} AND i.given + (SELECT count(*) FROM leases e WHERE e.label_set = i.label_set "
             "AND e.item = i.item AND e.rater != ? AND e.expires > ?) < i.wanted ORDER BY i.place LIMIT 1",
             (name, rater, rater, at),
         ).fetchone()
@@ -187,6 +192,8 @@ class LabelSets:
                 db.execute(undo, (now(), *spot))
             add = "INSERT INTO labels(label_set, item, rater, label, seconds, given) VALUES (?, ?, ?, ?, ?, ?)"
             db.execute(add, (*spot, label, seconds, now()))
+            if old is None:
+                _count(db, name, item, 1)
         return old is not None
 
     def undo(self, name: str, rater: str) -> dict[str, Any]:
@@ -201,6 +208,7 @@ class LabelSets:
             if last is None:
                 raise Refusal(409, "there is no label to take back")
             db.execute("UPDATE labels SET undone = ? WHERE number = ?", (now(), last["number"]))
+            _count(db, name, last["item"], -1)
             lease = (name, rater, last["item"], time.time() + LEASE_S)
             db.execute("INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?)", lease)
         return self.shown(name, rater, last["item"])
@@ -255,10 +263,9 @@ class LabelSets:
     def left(self, name: str, rater: str) -> tuple[int, int]:
         """(labels given, pairs that could still come) for a rater, attention checks not counted."""
         row = self._store.one(
-            "SELECT count(*) AS n FROM label_items i WHERE i.label_set = ? AND i.planted = '' AND NOT EXISTS "
-            "(SELECT 1 FROM labels l WHERE l.label_set = i.label_set AND l.item = i.item AND l.rater = ? "
-            "AND l.undone IS NULL) AND (SELECT count(*) FROM labels l WHERE l.label_set = i.label_set "
-            "AND l.item = i.item AND l.undone IS NULL) < i.wanted",
+            "SELECT count(*) AS n FROM label_items i WHERE i.label_set = ? AND i.planted = '' AND i.given < i.wanted "
+            "AND NOT EXISTS (SELECT 1 FROM labels l WHERE l.label_set = i.label_set AND l.item = i.item "
+            "AND l.rater = ? AND l.undone IS NULL)",
             (name, rater),
         )
         with self._store.change() as db:

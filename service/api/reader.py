@@ -6,18 +6,22 @@ import json
 import math
 import sqlite3
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tenet.ledger import Row, explain
 
+_quoted = lru_cache(1024)(json.dumps)
 Place = tuple[int, int]
 """(ordinal, seq) of a row; a page starts behind one."""
 START: Place = (-1, -1)
+_HELD = 32
+"""Runs whose pages are read without opening their file anew."""
 _STEP = 2000
 """Rows that a filter looks at between two looks at the clock."""
 
@@ -96,6 +100,51 @@ class Counted:
     drops: Counter[tuple[str, str, str]] = field(default_factory=Counter[tuple[str, str, str]])
 
 
+class Pages:
+    """Pages without a filter, for the event loop: microseconds on a connection that is kept, for the runs in use."""
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[Path, tuple[int, sqlite3.Connection]] = OrderedDict()
+
+    def page(self, folder: Path, after: Place, most: int) -> Page:
+        """At most `most` rows behind a place. LedgerError."""
+        path = folder / "rows.sqlite"
+        db = self._connection(path)
+        if db is None:
+            with reading(path, "rows") as fresh:
+                if fresh is None:
+                    return Page([], None)
+            db = self._keep(path)
+        try:
+            found = [Row._make(r) for r in db.execute(_page(""), (*after, most + 1))]
+        except sqlite3.Error as error:
+            raise explain(path, error) from error
+        return Page(found[:most], found[most - 1][:2] if len(found) > most else None)
+
+    def close(self) -> None:
+        for _, db in self._open.values():
+            db.close()
+        self._open.clear()
+
+    def _connection(self, path: Path) -> sqlite3.Connection | None:
+        held = self._open.get(path)
+        if held is None:
+            return None
+        # A folder that was taken away and made anew is another run.
+        if not path.exists() or path.stat().st_ino != held[0]:
+            self._open.pop(path)[1].close()
+            return None
+        self._open.move_to_end(path)
+        return held[1]
+
+    def _keep(self, path: Path) -> sqlite3.Connection:
+        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)
+        self._open[path] = (path.stat().st_ino, db)
+        if len(self._open) > _HELD:
+            self._open.popitem(last=False)[1][1].close()
+        return db
+
+
 class Reader:
     """A run's rows, read from any thread with a connection of its own."""
 
@@ -103,15 +152,11 @@ class Reader:
         self._path = folder / "rows.sqlite"
 
     def page(self, after: Place, most: int, wanted: Filter, budget_s: float) -> Page:
-        """At most `most` rows behind a place. With a filter, what is found within the budget, and how far it looked."""
+        """At most `most` rows behind a place that are found within the budget, and how far it looked."""
         with reading(self._path, "rows") as db:
             if db is None:
                 return Page([], None)
-            where, values = wanted.where()
-            if not where:
-                found = [Row._make(r) for r in db.execute(_page(""), (*after, most + 1))]
-                return Page(found[:most], found[most - 1][:2] if len(found) > most else None)
-            return self._search(db, after, most, wanted, where, values, budget_s)
+            return self._search(db, after, most, wanted, *wanted.where(), budget_s)
 
     def _search(
         self, db: sqlite3.Connection, after: Place, most: int, wanted: Filter, where: str, values: Sequence[Any],
@@ -199,8 +244,8 @@ def usage(workspace: Path, run: str) -> dict[str, dict[str, int]]:
 
 def line(row: Row) -> str:
     """A row as JSON; its record is taken as it stands, so that a page costs no parsing."""
-    head = f'{{"ordinal":{row.ordinal},"seq":{row.seq},"prompt_id":{json.dumps(row.prompt_id)},'
-    return f'{head}"stage":{json.dumps(row.stage)},"record":{strict(row.record)}}}'
+    head = f'{{"ordinal":{row.ordinal},"seq":{row.seq},"prompt_id":{_quoted(row.prompt_id)},'
+    return f'{head}"stage":{_quoted(row.stage)},"record":{strict(row.record)}}}'
 
 
 def strict(record: str) -> str:

@@ -88,11 +88,11 @@ async def page(
     if after:
         ordinal, seq = after.split(".")
         start = (int(ordinal), int(seq))
-    ledger = reader.Reader(folder)
     if wanted == reader.Filter():  # microseconds: cheaper here than the way to a thread and back
-        found = ledger.page(start, limit, wanted, 0.0)
+        found = service.pages.page(folder, start, limit)
     else:
-        found = await asyncio.to_thread(ledger.page, start, limit, wanted, limits.scan_ms / 1000)
+        search = reader.Reader(folder).page
+        found = await asyncio.to_thread(search, start, limit, wanted, limits.scan_ms / 1000)
     return _page([reader.line(row) for row in found.rows], found.next)
 
 

@@ -21,7 +21,10 @@ _SCHEMA = (
     "owner TEXT NOT NULL, created TEXT NOT NULL, place INTEGER NOT NULL, idempotency TEXT UNIQUE, asked TEXT)",
     "CREATE TABLE IF NOT EXISTS label_sets(name TEXT PRIMARY KEY, spec TEXT NOT NULL, created TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS label_items(label_set TEXT NOT NULL, item TEXT NOT NULL, place INTEGER NOT NULL, "
-    "wanted INTEGER NOT NULL, planted TEXT NOT NULL DEFAULT '', content TEXT NOT NULL, PRIMARY KEY(label_set, item))",
+    "wanted INTEGER NOT NULL, planted TEXT NOT NULL DEFAULT '', content TEXT NOT NULL, "
+    "given INTEGER NOT NULL DEFAULT 0, PRIMARY KEY(label_set, item))",
+    # The pairs that still want labels, in their order: the next one is found without looking at those that are done.
+    "CREATE INDEX IF NOT EXISTS open_items ON label_items(label_set, place) WHERE planted = '' AND given < wanted",
     "CREATE TABLE IF NOT EXISTS leases(label_set TEXT NOT NULL, rater TEXT NOT NULL, item TEXT NOT NULL, "
     "expires REAL NOT NULL, PRIMARY KEY(label_set, rater))",
     "CREATE TABLE IF NOT EXISTS labels(number INTEGER PRIMARY KEY AUTOINCREMENT, label_set TEXT NOT NULL, "
