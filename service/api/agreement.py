@@ -21,7 +21,7 @@ from service.api.problems import Refusal
 
 router = APIRouter(prefix="/v1/agreement", tags=["agreement"])
 # A report is one page with its styles and pictures inside; it runs nothing and reaches nothing.
-_SANDBOX = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; sandbox"
+SANDBOX = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; sandbox"
 _HELD = 20
 
 
@@ -76,7 +76,7 @@ async def report(
 
     made = await asyncio.to_thread(work)
     kind = "text/html; charset=utf-8" if form == "html" else "text/markdown; charset=utf-8"
-    return Response(made, media_type=kind, headers={"content-security-policy": _SANDBOX})
+    return Response(made, media_type=kind, headers={"content-security-policy": SANDBOX})
 
 
 async def _measured(service: Service, name: str, by: Asked) -> Agreement:

@@ -19,6 +19,7 @@ from service.api import (
     health,
     judging,
     labels,
+    previews,
     problems,
     rows,
     runs,
@@ -35,7 +36,7 @@ from service.api.settings import Config
 from service.api.store import Store
 from tenet.engines import Engine
 
-_ROUTERS = (health, session, runs, events, rows, judging, chat, constitutions, labels, agreement)
+_ROUTERS = (health, session, runs, events, rows, judging, chat, constitutions, previews, labels, agreement)
 
 
 def create(config: Config, address: str | None = None, engines: dict[str, Engine] | None = None) -> FastAPI:

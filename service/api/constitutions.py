@@ -155,7 +155,7 @@ async def whole(
     if version is not None and version not in saved:
         raise Refusal(404, f"{name!r} has no version {version}")
     path = _path(service, f"{name}.v{version}" if version else name)
-    with _draft_errors(service):
+    with draft_errors(service):
         c = await asyncio.to_thread(constitutions.load, path)
     text = await asyncio.to_thread(path.read_text, "utf-8")
     dump = c.model_dump(mode="json")
@@ -167,7 +167,7 @@ async def check(body: LintIn, service: The, _: Reads) -> Linted:
     """Errors and warnings, each with its line and what would be right; nothing is kept."""
 
     def work() -> list[Finding]:
-        with _opened(service, body) as path:
+        with opened(service, body) as path:
             return lint(path, body.ignore, body.stages)
 
     try:
@@ -184,11 +184,11 @@ async def diff(body: DiffIn, service: The, _: Reads) -> by_meaning.Edit:
     """What was added, removed, reworded or re-weighted, and which questions change with it."""
 
     def work() -> by_meaning.Edit:
-        with _opened(service, body.old) as old, _opened(service, body.new) as new:
+        with opened(service, body.old) as old, opened(service, body.new) as new:
             edit = by_meaning.diff(by_meaning.open_side(old), by_meaning.open_side(new))
         return by_meaning.Edit.model_validate_json(_plain(edit.model_dump_json(), service))
 
-    with _draft_errors(service):
+    with draft_errors(service):
         return await asyncio.to_thread(work)
 
 
@@ -199,7 +199,7 @@ async def save(body: SaveIn, service: The, _: Runs) -> Saved:
         raise Refusal(409, f"{body.name!r} comes with the package, or ends like a version: choose another name")
 
     def work() -> Saved:
-        with _opened(service, Source(text=body.text)) as path:
+        with opened(service, Source(text=body.text)) as path:
             loaded = constitutions.load(path)
         while True:
             version = max(_saved(service).get(body.name, [0])) + 1
@@ -208,7 +208,7 @@ async def save(body: SaveIn, service: The, _: Runs) -> Saved:
                 file.write(body.text)
                 return Saved(name=body.name, version=version, hash=loaded.hash)
 
-    with _draft_errors(service):
+    with draft_errors(service):
         return await asyncio.to_thread(work)
 
 
@@ -225,7 +225,7 @@ def _path(service: Service, name: str) -> Path:
 
 
 @contextlib.contextmanager
-def _opened(service: Service, source: Source) -> Generator[Path]:
+def opened(service: Service, source: Source) -> Generator[Path]:
     """The file of a source; a text lies beside the saved ones for as long as it is looked at."""
     if source.name:
         yield _path(service, source.name)
@@ -256,7 +256,7 @@ def check_parents(text: str) -> None:
 
 
 @contextlib.contextmanager
-def _draft_errors(service: Service) -> Generator[None]:
+def draft_errors(service: Service) -> Generator[None]:
     """Errors say "the text" where they would name a passing file."""
     try:
         yield

@@ -28,9 +28,15 @@ class Policy:
         self.roots = [Path(p).resolve() for p in config.data]
         self._constitutions = constitutions
 
-    def recipe(self, given: str | dict[str, Any], overrides: Iterable[str] = ()) -> Document:
-        """The recipe, with every path in it made absolute. SettingsError or DataError for what it may not name."""
+    def recipe(
+        self, given: str | dict[str, Any], overrides: Iterable[str] = (), own_models: bool = False
+    ) -> Document:
+        """The recipe, with every path in it made absolute; `own_models` are the service's, which may name anything.
+
+        SettingsError or DataError for what it may not name.
+        """
         doc = read(given, "the recipe") if isinstance(given, str) else Document(given, "the recipe")
+        overridden = any(o.startswith("models") for o in overrides)
         doc = doc.override(overrides)
         if not is_map(doc.data):
             raise SettingsError("is not a mapping", where=doc.where, fix="write prompts:, constitution:, models:")
@@ -41,7 +47,7 @@ class Policy:
             data["constitution"] = self.constitution(rules, doc.place("constitution"))
         if is_map(prompts := data.get("prompts")) and "path" in prompts:
             data["prompts"] = {**prompts, "path": self._prompts(prompts, doc)}
-        if is_map(models := data.get("models")):
+        if is_map(models := data.get("models")) and not (own_models and not overridden):
             data["models"] = {name: self._engine(doc, name, m) for name, m in models.items()}
         return replace(doc, data=data)
 

@@ -196,11 +196,11 @@ def _plan(service: Service, body: RecipeIn, name: str, prompts: Path) -> tuple[P
     given: Any = body.recipe
     doc = service.policy.recipe(given, body.overrides)
     if body.prompts is not None:
-        doc = replace(doc, data=_inline(doc.data, prompts))
+        doc = replace(doc, data=inline(doc.data, prompts))
     return recipes.check_recipe(doc, Path.cwd(), name, str(service.workspace / name)), doc
 
 
-def _inline(data: dict[str, Any], prompts: Path) -> dict[str, Any]:
+def inline(data: dict[str, Any], prompts: Path) -> dict[str, Any]:
     """The recipe with prompts that came along in place of its own."""
     said = data.get("prompts")
     return {**data, "prompts": {**(said if is_map(said) else {}), "path": str(prompts), "kind": "jsonl"}}
@@ -212,7 +212,7 @@ def _describe(service: Service, body: RecipeIn, name: str) -> PlanOut:
     staging.mkdir(parents=True)
     try:
         if body.prompts is not None:
-            (staging / "prompts.jsonl").write_text(_lines(body), encoding="utf-8")
+            (staging / "prompts.jsonl").write_text(lines_of(body.prompts), encoding="utf-8")
         plan, _ = _plan(service, body, name, staging / "prompts.jsonl")
         d = plans.describe(plan, _window(body))
     finally:
@@ -230,7 +230,7 @@ def _submit(
     folder = service.jobs.folder(name).absolute()
     given: Any = body.recipe
     doc = service.policy.recipe(given, body.overrides)
-    data = doc.data if body.prompts is None else _inline(doc.data, folder / "prompts.jsonl")
+    data = doc.data if body.prompts is None else inline(doc.data, folder / "prompts.jsonl")
     window = _window(body)
     spec = {
         "kind": "run", "out": str((service.workspace / name).absolute()), "limit": window.limit,
@@ -242,7 +242,7 @@ def _submit(
         "plan.yaml": yaml.safe_dump(data, sort_keys=False, allow_unicode=True),
     }  # fmt: skip
     if body.prompts is not None:
-        files["prompts.jsonl"] = _lines(body)
+        files["prompts.jsonl"] = lines_of(body.prompts)
     return service.jobs.submit(name, "run", spec, files, owner, key, asked)
 
 
@@ -253,8 +253,9 @@ def _window(body: RecipeIn) -> Window:
     return Window(body.limit, (i, n))
 
 
-def _lines(body: RecipeIn) -> str:
+def lines_of(prompts: list[str | list[Message]]) -> str:
+    """Prompts as a JSONL file."""
     rows = [
-        {"prompt": p} if isinstance(p, str) else {"messages": [m.model_dump() for m in p]} for p in body.prompts or []
+        {"prompt": p} if isinstance(p, str) else {"messages": [m.model_dump() for m in p]} for p in prompts
     ]
     return "".join(json.dumps(row) + "\n" for row in rows)

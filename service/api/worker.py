@@ -33,13 +33,14 @@ class Events:
 def main(folder: Path, attempt: int, lock: int) -> None:
     """Does the job that `spec.json` describes; the outcome is written last."""
     os.set_inheritable(lock, False)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop before the work begins ends like Ctrl-C
     lockfile.sign(lock)
     events = Events(folder)
     events.put("start", attempt=attempt)
     try:
         spec = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
         outcome = asyncio.run(_run(folder, spec, events))
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, KeyboardInterrupt):
         outcome = {"state": "stopped", "reason": "stopped at once; stored replies stay"}
     except TenetError as error:
         outcome = {"state": "failed", "reason": f"{type(error).__name__}: {error}"}
@@ -57,6 +58,10 @@ def main(folder: Path, attempt: int, lock: int) -> None:
 async def _run(folder: Path, spec: dict[str, Any], events: Events) -> dict[str, Any]:
     if spec["kind"] == "run":
         return await _generate(folder, spec, events)
+    if spec["kind"] == "preview":
+        from service.api import previews
+
+        return await previews.work(folder, spec, events.put)
     raise TenetError(f"unknown kind of job {spec['kind']!r}")
 
 
