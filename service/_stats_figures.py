@@ -22,8 +22,8 @@ SMALL = 30
 """With fewer pairs than this a cell of the matrix is marked."""
 RULES = {
     "drawn": "rounds in which it was drawn for a critique and revision; pairs on which it was asked",
-    "found": "critiques that do not say that there is nothing to find, by a fixed list of phrasings; a critique under "
-    "several principles counts for each",
+    "found": "critiques whose first sentence does not say, in one of a fixed list of phrasings, that there is no "
+    'fault, or behind which a "but" follows; a critique under several principles counts for each',
     "revised": "revisions in its rounds that differ from the reply before; words: 1 - difflib's ratio on words, over "
     "those that differ",
     "votes": "one for each question to the judge: principle, slot order, sample, member",
@@ -41,17 +41,21 @@ RULES = {
     "share": INTERVALS["share"],
 }
 _NOTHING = re.compile(
-    r"\b(?:find|see|found|saw|there (?:is|are|was|were)|has|have|contains?) (?:no|nothing|not any)\b"
-    r"|\bno (?:faults?|problems?|issues?|concerns?|violations?|changes?)\b"
-    r"|\bnothing (?:is |was )?(?:wrong|amiss|to (?:fix|mend|change|criticise|criticize|improve|point out))\b"
+    r"\b(?:no|any) (?:(?:such|real|obvious|clear|serious) )?(?:faults?|problems?|issues?|concerns?|violations?"
+    r"|breach(?:es)?|flaws?|objections?|changes? (?:is|are) needed)\b"
+    r"|\b(?:find|found|see|saw|there is|there was) nothing\b"
+    r"|\bnothing (?:is |was )?(?:wrong|amiss|to (?:fix|mend|change|criti[cs]i[sz]e|improve|point out))\b"
     r"|\b(?:does|do|did) not (?:break|violate|breach)\b",
     re.IGNORECASE,
 )
+_YET = re.compile(r"\b(?:but|however|except|although|though)\b", re.IGNORECASE)
+_SENTENCE = re.compile(r"[.!?](?:\s|$)|\n")
 
 
 def finds(critique: str) -> bool:
-    """Whether a critique names something; one that says there is nothing to find does not."""
-    return not _NOTHING.search(critique.replace("’", "'"))
+    """Whether a critique names something: not if its first sentence says there is nothing, and no "but" follows."""
+    said = critique.replace("’", "'").strip()
+    return bool(_YET.search(said)) or not _NOTHING.search(_SENTENCE.split(said, maxsplit=1)[0])
 
 
 @dataclass

@@ -44,6 +44,7 @@ def register(app: typer.Typer) -> None:
     app.command("diff")(diff)
     app.command("preview")(preview)
     app.command("stats")(stats)
+    app.command("executors")(executors)
 
 
 def diff(
@@ -91,6 +92,18 @@ def stats(
     from service import stats as command
 
     command.main(run, labels, out, json_out)
+
+
+def executors(
+    run: Annotated[Path, typer.Argument(help="A run's folder: its pairs, its constitution, its own judge.")],
+    judges: Annotated[list[Path], typer.Option("--judge", help="Another judge's config or recipe; may be repeated.")],
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N pairs.")] = None,
+    card: Annotated[bool, typer.Option(help="Say in the run's dataset card what was found.")] = True,
+) -> None:
+    """The same constitution under other judges: how far a run's labels are its judge's, overall and by principle."""
+    from service import executors as command
+
+    command.main(command.Job(run, judges, limit, card))
 
 
 def one_of(form: str, *known: str) -> Any:

@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from generators.filters import Sieve
 from generators.respond import conversation
+from service import _executors_card
 from service.recipe import Plan
 from tenet.ledger import Rows
 from tenet.records import Candidate, Message, Preference, Prompt
@@ -253,6 +254,8 @@ First slot preferred in {_share(votes["first_slot"], votes["readable_votes"])} o
 (n = {votes["uneven"]}).
 
 **Agreement with people** has not been measured for this data set.
+
+{_executors_card.block(plan.folder, c.hash)}
 
 **Dropped**, by what was dropped, stage and reason; prompts in: {manifest["prompts"]["rows"]}.
 
