@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from functools import cache
 
+from constitution import Principle
 from nano import tasks
+from nano.constitution import principle
 from nano.lexicon import CONCEPTS, FRAMES
 from nano.world import Rule
 from tenet.records import Comparison, Message, Prompt
@@ -47,3 +49,12 @@ def pairs(concept: str, n: int, seed: int = 0) -> list[Comparison]:
         if a.text != b.text:
             made.append(Comparison(prompt=Prompt(messages=(Message(role="user", content=asked),)), a=a.text, b=b.text))
     return made
+
+
+def rules(wordings: int = 3) -> list[Principle]:
+    """Every rule of the small world, those that the constitution `nano` leaves out too, in so many trained wordings."""
+    return [
+        Principle.model_validate({**principle(Rule(c.key, wording)), "id": f"{c.key}.{i}"})
+        for c in CONCEPTS
+        for i, wording in enumerate(c.known[:wordings], 1)
+    ]

@@ -55,4 +55,32 @@ def constitution_import(
     importing.main(files, out, form, name, force)
 
 
+@constitution.command("infer")
+def constitution_infer(
+    pairs: Annotated[Path, typer.Argument(help="Pairs with people's labels: JSONL, JSON, CSV or Parquet.")],
+    judge: Annotated[Path, typer.Option(help="A pairwise judge's config, or a recipe (YAML).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The constitution to write (YAML).")],
+    candidates: Annotated[
+        list[str] | None, typer.Option(help="Principles to try: a constitution, or nano:rules. May be repeated.")
+    ] = None,
+    propose: Annotated[int, typer.Option(min=0, help="Calls that propose; 20 where no candidates are given.")] = 0,
+    model: Annotated[str, typer.Option(help="Which of the config's models proposes; default: the first.")] = "",
+    held_out: Annotated[float, typer.Option(help="Share of the pairs that candidates are tested on.")] = 0.5,
+    min_coverage: Annotated[float, typer.Option(help="Share of pairs that a candidate must decide.")] = 0.02,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N pairs.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides the parts and the draws.")] = 0,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write every candidate's figures here.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+    workspace: Workspace = Path("runs"),
+) -> None:
+    """From people's labels to principles that predict them on held-out pairs. Exit status 1 if there are none."""
+    from service import infer
+    from tenet.settings import assemble
+
+    said = {"propose": propose, "model": model, "held_out": held_out, "min_coverage": min_coverage, "seed": seed}
+    options = assemble(infer.Options, said, where="the command line")
+    job = infer.Job(pairs, judge, out, candidates or [], options, limit, json_out, force, workspace)
+    sys.exit(infer.main(job))
+
+
 edits_cli.register(constitution)
