@@ -33,6 +33,8 @@ def rows(folder: Path, kind: str) -> Path:
             bad = [{"role": "assistant", "content": f"You should be ashamed of your habits {i}."}]
             pair = {"prompt": prompt, "chosen": good, "rejected": bad, "p_chosen": 0.6 + 0.04 * i}
             row = {"prompt": prompt, "completion": good} if kind == "sft" else pair
+            if kind == "pretrain":
+                row = {"text": " ".join(f"{m[0]['content']}" for m in (prompt, good)) * 8}
             file.write(json.dumps(row) + "\n")
     return path
 
@@ -45,7 +47,8 @@ def train(folder: Path, kind: str, adapter: dict[str, Any], **more: Any) -> Path
     module = kinds.load("trainers", kind)
     own: dict[str, Any] = {}
     if kind == "ppo":
-        said |= {"reward": {"judge": "longest"}, "rollout": {"max_tokens": 8}, "update": {"minibatches": 1, "epochs": 1}}
+        once = {"minibatches": 1, "epochs": 1}
+        said |= {"reward": {"judge": "longest"}, "rollout": {"max_tokens": 8}, "update": once}
         own = {"reward": lambda completions, **_: [float(len(c[0]["content"])) for c in completions]}
     trainer = module.build(assemble(module.Settings, said), **own)
     trainer.train(trainer.rows())
@@ -60,8 +63,9 @@ def weights(folder: Path) -> dict[str, Any]:
     return dict(kind.from_pretrained(folder, local_files_only=True).named_parameters())
 
 
-@pytest.mark.parametrize("kind", ["sft", "reward", "dpo", "ppo"])
-@pytest.mark.parametrize("mode", list(MODES))
+@pytest.mark.parametrize(
+    ("kind", "mode"), [(k, m) for m in MODES for k in ("sft", "reward", "dpo", "ppo")] + [("pretrain", "hybrid")]
+)
 def test_every_mode_trains_what_it_says_and_leaves_a_plain_model(
     kind: str, mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
