@@ -184,7 +184,7 @@ def _training(trainings: list[Training]) -> list[Block]:
         s, m = t.manifest.get("settings") or {}, t.manifest
         data = m.get("data") or {}
         counts = (data.get("kept"), m.get("steps"), s.get("lr"), m.get("tokens"), m.get("seconds"))
-        rows.append([t.folder.name, str(m["kind"]), str(s.get("model", "–")), *map(number, counts)])
+        rows.append([t.folder.name, str(m["kind"]), str(s.get("model", "–")), *map(number, map(_count, counts))])
     blocks: list[Block] = [
         Table(["stage", "kind", "from", "rows", "steps", "learning rate", "tokens", "seconds"], rows, texts=3)
     ]
@@ -196,9 +196,14 @@ def _training(trainings: list[Training]) -> list[Block]:
             blocks.append(Text("No metrics.jsonl.", note=True))
         figures = t.manifest.get("figures") or {}
         if figures:
-            rows = [[k, number(v, 4)] for k, v in figures.items()]
+            rows = [[k, number(_count(v), 4)] for k, v in figures.items()]
             blocks.append(Table(["figure, mean of the last tenth", "value"], rows))
     return blocks
+
+
+def _count(value: Any) -> Any:
+    """What a trainer counts in floats, such as tokens, as a whole number again."""
+    return int(value) if isinstance(value, float) and value.is_integer() and value >= 1000 else value
 
 
 def _weights_sections(f: dict[str, Any]) -> list[Section]:

@@ -154,7 +154,8 @@ def test_a_report_finds_the_trainings_that_stand_on_the_run(tmp_path: Path) -> N
 
     def training(kind: str, sha: str, **settings: Any) -> dict[str, Any]:
         files = {"elsewhere/rows.parquet": {"rows": 3, "sha256": sha}}
-        return {"kind": kind, "data": {"files": files, "kept": 3}, "settings": settings, "steps": 2}
+        told = {"settings": settings, "steps": 2, "tokens": 55888.0, "figures": {"num_tokens": 55888.0}}
+        return {"kind": kind, "data": {"files": files, "kept": 3}, **told}
 
     put("run", **{**MANIFEST, "files": {"sft.parquet": {"rows": 3, "sha256": "mine"}}})
     put("train/sft", **training("sft", "mine", model="m"))
@@ -166,6 +167,8 @@ def test_a_report_finds_the_trainings_that_stand_on_the_run(tmp_path: Path) -> N
     assert "run: 3 trainings" in text
     assert all(f"| {name} | {kind} |" in text for name, kind in (("sft", "sft"), ("ppo", "ppo"), ("after", "dpo")))
     assert "stranger" not in text
+    assert "| 55,888 |" in text
+    assert "55888" not in text
 
 
 def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
