@@ -151,11 +151,13 @@ def _texts(p: Principle) -> tuple[str, ...]:
 
 def _renamed(gone: list[Principle], fresh: list[Principle]) -> dict[str, str]:
     """Old id -> new id, where a principle that went and one that came have the same texts for every stage."""
+    waiting: dict[tuple[str, ...], list[str]] = {}
+    for q in fresh:
+        waiting.setdefault(tuple(getattr(q, s) for s in STAGES), []).append(q.id)
     found: dict[str, str] = {}
     for p in gone:
-        same = [q for q in fresh if q.id not in found.values() and all(getattr(p, s) == getattr(q, s) for s in STAGES)]
-        if same:
-            found[p.id] = same[0].id
+        if same := waiting.get(tuple(getattr(p, s) for s in STAGES)):
+            found[p.id] = same.pop(0)
     return found
 
 

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from constitution import Constitution
+from constitution.loader import require
 from generators import respond
 from generators.revise import CRITIQUE, REVISE
 from service._chains import Pair, RunView, Walk, walk_of
 from service.pipeline import Pipeline
-from service.recipe import Plan
+from service.recipe import Plan, stages_of
 from tenet.engines import Engine, Reply, Request
 from tenet.errors import RunFolderError
 from tenet.ledger import Calls, Rows
@@ -148,8 +149,10 @@ def _stand_in(key: str, request: Request) -> Reply:
 def impact(run: RunView, new: Constitution) -> Impact:
     """What a rerun under another constitution would ask and what it touches.
 
-    RunFolderError if the run does not say which engines it asked.
+    RunFolderError if the run does not say which engines it asked; ConstitutionError if a principle lacks a text that
+    the recipe needs.
     """
+    require(new, stages_of(run.recipe))
     return asyncio.run(_impact(run, new))
 
 
@@ -221,7 +224,10 @@ def _labels(old: Walk, new: Walk, n: Counter[str]) -> None:
 def _same(a: Pair | None, b: Pair | None) -> bool:
     if a is None or b is None:
         return False
-    votes = [p.verdict.votes if p.verdict else () for p in (a, b)]
+    # A vote says which wording of its principle it is from: a new one asks the same question if another stage's text
+    # was edited.
+    sides = (p.verdict.votes if p.verdict else () for p in (a, b))
+    votes = [[v.model_dump(exclude={"principle_hash"}) for v in side] for side in sides]
     return a.comparison == b.comparison and votes[0] == votes[1]
 
 

@@ -89,6 +89,7 @@ def open_plans(job: Job) -> tuple[Plan, Plan]:
     document, base, source = _document(job)
     if job.prompts is not None:
         document = document.override([f"prompts={json.dumps({'path': str(job.prompts.absolute())})}"])
+    document = document.override(job.overrides)
 
     def plan(side: str) -> Plan:
         return check_recipe(document.override([f"constitution={_place(side)}"]), base, "preview", source=source)
@@ -100,7 +101,7 @@ def _document(job: Job) -> tuple[Document, Path, str]:
     if job.recipe is not None:
         if job.model or job.base_url:
             raise SettingsError("names a recipe and a model", where="--model", fix="models.NAME.model=… with --recipe")
-        return read(job.recipe).override(job.overrides), job.recipe.parent, str(job.recipe)
+        return read(job.recipe), job.recipe.parent, str(job.recipe)
     if not job.model:
         raise SettingsError("there is no model to ask", where="--model", fix="--recipe FILE, or --model nano:assistant")
     if job.prompts is None:
@@ -109,7 +110,7 @@ def _document(job: Job) -> tuple[Document, Path, str]:
         "kind": "vllm", "model": job.model
     }  # fmt: skip
     data = {**_RECIPE, "models": {"model": model}}
-    return Document(data, "the command line").override(job.overrides), Path(), "the command line"
+    return Document(data, "the command line"), Path(), "the command line"
 
 
 def _place(side: str) -> str:

@@ -136,15 +136,17 @@ def check_recipe(doc: Document, base: Path, name: str, out: str | None = None, s
     models = read_models(doc, base)
     _check_names(recipe, doc, models)
     rules = load_constitution(recipe.constitution, base)
-    stages: list[Stage] = []
-    if recipe.revise.rounds:
-        stages.append("revise")
-        if recipe.revise.critique:
-            stages.append("critique")
-    require(rules, stages)
+    require(rules, stages_of(recipe))
     check_judge(judge_doc(doc, recipe.judge), models, rules)
     _check_scorers(doc, recipe, models, rules)
     return Plan(recipe, rules, models, Path(out or recipe.out or f"runs/{name}"), source, base)
+
+
+def stages_of(recipe: Recipe) -> list[Stage]:
+    """The stages, besides judging, for which every principle needs a text."""
+    if not recipe.revise.rounds:
+        return []
+    return ["critique", "revise"] if recipe.revise.critique else ["revise"]
 
 
 def read_models(doc: Document, base: Path) -> Models:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from rich.markup import escape
 
@@ -20,7 +20,7 @@ from service.constitution_edits import headline
 from service.screen import columns, console
 from tenet.errors import RunFolderError, TenetError
 from tenet.ledger import Rows, in_use
-from tenet.records import Frozen
+from tenet.records import Frozen, canonical
 
 MOST = 20
 """Changed labels that are shown, if nothing else is said."""
@@ -121,7 +121,7 @@ class Difference:
     labels: Counter[str] = field(default_factory=Counter[str])
     """pairs (in both), changed, flipped (A to B or back), first only, second only."""
     rows: dict[str, Counter[str]] = field(default_factory=dict[str, Counter[str]])
-    """By stage: same, changed, first only, second only."""
+    """By stage: same, restamped (all but the principles' hashes is the same), changed, first only, second only."""
     changes: list[Change] = field(default_factory=list[Change])
 
     def figures(self) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def compare(a: RunView, b: RunView) -> Difference:
         walks = (walk_of(one, a.recipe) if one else None, walk_of(two, b.recipe) if two else None)
         if walks[0] and walks[1]:
             found.prompts["both"] += 1
-            found.prompts["touched"] += one != two
+            found.prompts["touched"] += one != two and _bare(one or []) != _bare(two or [])
             _count_labels(found, *walks)  # pyright: ignore[reportArgumentType]
         elif walks[0] or walks[1]:
             found.prompts["first only" if walks[0] else "second only"] += 1
@@ -184,12 +184,27 @@ def _count_rows(found: Difference, one: _Chain, two: _Chain) -> None:
     for stage in dict.fromkeys(stage for stage, _ in (*one, *two)):
         n = found.rows.setdefault(stage, Counter())
         mine, theirs = (Counter(r for s, r in chain if s == stage) for chain in (one, two))
-        same = (mine & theirs).total()
-        left, right = mine.total() - same, theirs.total() - same
-        n["same"] += same
-        n["changed"] += min(left, right)
-        n["first only"] += max(left - right, 0)
-        n["second only"] += max(right - left, 0)
+        n["same"] += (mine & theirs).total()
+        left, right = (
+            Counter(r for _, r in _bare([(stage, r) for r in c.elements()])) for c in (mine - theirs, theirs - mine)
+        )
+        stamped = (left & right).total()
+        n["restamped"] += stamped
+        n["changed"] += min(left.total(), right.total()) - stamped
+        n["first only"] += max(left.total() - right.total(), 0)
+        n["second only"] += max(right.total() - left.total(), 0)
+
+
+def _bare(chain: _Chain) -> _Chain:
+    """The records without the hashes that say which wording of a principle they are from."""
+    return [(stage, canonical(_unstamped(json.loads(record)))) for stage, record in chain]
+
+
+def _unstamped(value: Any) -> Any:
+    if isinstance(value, dict):
+        held = cast("dict[str, Any]", value)
+        return {k: _unstamped(v) for k, v in held.items() if k not in ("hashes", "principle_hash")}
+    return [_unstamped(v) for v in cast("list[Any]", value)] if isinstance(value, list) else value
 
 
 def _count_labels(found: Difference, one: Walk, two: Walk) -> None:
@@ -233,7 +248,8 @@ def lines(a: RunView, b: RunView, found: Difference, edited: str, limit: int) ->
     flips = f"{n['flipped']:,} of them from one reply to the other"
     yield f"labels in both: {n['pairs']:,}, of which {n['changed']:,} changed{share}, {flips}{_only(n)}"
     for stage, counts in sorted(found.rows.items()):
-        yield f"rows, {stage}: {counts['same']:,} the same, {counts['changed']:,} changed{_only(counts)}"
+        stamped = f", {counts['restamped']:,} from another wording of a principle" if counts["restamped"] else ""
+        yield f"rows, {stage}: {counts['same']:,} the same{stamped}, {counts['changed']:,} changed{_only(counts)}"
     for c in found.changes[:limit]:
         ps = " -> ".join("–" if x is None else f"{x:.2f}" for x in (c.p_before, c.p_after))
         yield f"  {c.before} -> {c.after} (p of A {ps}), {c.key}: {' '.join(c.prompt.split())[:80]}"

@@ -16,7 +16,7 @@ import constitution
 from constitution import diff, snapshot
 from constitution.draw import draw
 from constitution.loader import packaged
-from service import _chains, _replay, run
+from service import _chains, _replay, run, runs
 from service import constitution_edits as edits
 from service import recipe as recipes
 from service.cli import app
@@ -218,21 +218,13 @@ def test_a_rerun_on_1000_prompts_asks_only_what_the_edited_principles_draws_requ
     assert need <= again["asked"] <= 1.05 * need
     assert again["asked"] + again["reused"] == 7_000
     assert (told.most, told.stored) == (again["asked"], again["reused"])  # as `diff --run` had said beforehand
-    assert told.prompts_touched == sum(
-        a != b for a, b in zip(*map(by_prompt, (before, stored(tmp_path / "runs/two"))), strict=True)
-    )
+    touched = runs.compare(*(_chains.open_run(tmp_path / "runs" / n) for n in ("one", "two"))).prompts["touched"]
+    assert told.prompts_touched == touched > 0
     assert stored(tmp_path / "runs/one") == before  # the old run stays as it was
     from_nothing = go(recipe, "elsewhere/two")  # a workspace of its own, without stored replies
     assert from_nothing["asked"] == 7_000
     assert stored(tmp_path / "runs/elsewhere/two") == stored(tmp_path / "runs/two")
     assert hashes(tmp_path / "runs/elsewhere/two") == hashes(tmp_path / "runs/two")
-
-
-def by_prompt(rows: list[tuple[Any, ...]]) -> list[list[str]]:
-    found: dict[int, list[str]] = {}
-    for ordinal, _, _, _, record in rows:
-        found.setdefault(ordinal, []).append(record)
-    return list(found.values())
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -380,3 +372,21 @@ def test_generate_says_how_many_replies_it_reused_and_that_the_file_was_edited(
     said = " ".join(capsys.readouterr().out.split())
     assert f"reused {m['reused']:,} stored replies, asked {m['asked']:,}" in said
     assert "The constitution was edited while this run was going" in said
+
+
+def test_a_note_on_a_principle_touches_no_label_and_costs_no_call(tmp_path: Path) -> None:
+    recipe = write(tmp_path, 20)
+    go(recipe, "one")
+    (tmp_path / "mine.yaml").write_text(SIXTEEN.replace("- id: p3\n", "- id: p3\n  title: Three\n  source: us\n"))
+    view, new = _chains.open_run(tmp_path / "runs/one"), constitution.load(tmp_path / "mine.yaml")
+    told = _replay.impact(view, new)
+    assert (told.prompts_touched, told.labels_touched, told.most) == (0, 0, 0)
+    assert go(recipe, "two")["asked"] == 0
+
+
+def test_an_edit_that_leaves_the_recipe_without_a_text_is_refused(tmp_path: Path) -> None:
+    recipe = write(tmp_path, 3)
+    go(recipe, "one")
+    (tmp_path / "mine.yaml").write_text(SIXTEEN.replace("  revise: Mend what breaks rule 3.\n", ""))
+    with pytest.raises(ConstitutionError, match="'p3' has no 'revise'"):
+        _replay.impact(_chains.open_run(tmp_path / "runs/one"), constitution.load(tmp_path / "mine.yaml"))
