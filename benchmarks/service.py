@@ -116,7 +116,15 @@ def spread(seconds: list[float]) -> dict[str, float]:
     return {"p50_ms": at(0.5), "p95_ms": at(0.95), "p99_ms": at(0.99), "max_ms": at(1.0)}
 
 
-async def page(port: int, clients: int, seconds: float, think: float, rows: int, filtered: float) -> dict[str, Any]:
+def cpu_of(pid: int) -> float:
+    """CPU seconds of a process so far: what the service costs, whatever else the machine is doing."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def page(
+    port: int, pid: int, clients: int, seconds: float, think: float, rows: int, filtered: float
+) -> dict[str, Any]:
     """Clients that go through the run page by page, each from a place of its own; some look for something."""
     rng = random.Random(0)
     crowd = [Client(port) for _ in range(clients)]
@@ -135,15 +143,16 @@ async def page(port: int, clients: int, seconds: float, think: float, rows: int,
                 after = json.loads(tail) or "0.0"
             await asyncio.sleep(think * (0.5 + rng.random()))
 
-    begun = time.monotonic()
+    begun, cpu = time.monotonic(), cpu_of(pid)
     await asyncio.gather(*(walk(c, i) for i, c in enumerate(crowd)))
-    took = time.monotonic() - begun
+    took, cpu = time.monotonic() - begun, cpu_of(pid) - cpu
     every = [s for c in crowd for s in c.seconds]
     for c in crowd:
         c.close()
     return {
         "clients": clients, "think_s": think, "filtered_share": filtered, "requests": len(every),
         "per_second": round(len(every) / took, 1), "errors": sum(c.errors for c in crowd), **spread(every),
+        "service_cpu_ms_each": round(1000 * cpu / len(every), 3), "load": os.getloadavg()[0],
     }  # fmt: skip
 
 
@@ -212,7 +221,7 @@ def main() -> None:
             wait(port)
             writer.start()
             paging = [
-                asyncio.run(page(port, args.clients, args.seconds, think, args.rows, filtered))
+                asyncio.run(page(port, server.pid, args.clients, args.seconds, think, args.rows, filtered))
                 for think, filtered in ((1.0, 0.0), (1.0, 0.1), (0.0, 0.0))
             ]
             done.set()

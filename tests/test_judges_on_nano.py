@@ -7,16 +7,19 @@ import random
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
 from constitution import Constitution, Principle, diff
 from judges import open_judge, open_scorer
 from nano import tasks, world
 from nano.constitution import principle
+from nano.lexicon import UNNAMED
 from nano.world import Rule
 from service import preview
 from service.constitution_edits import open_side
 from tenet.records import Comparison, Label, Message, Prompt
+from tests.api_server import serving
 
 ROOT = Path(__file__).parent.parent
 PAIRWISE = {"kind": "pairwise"}
@@ -104,3 +107,31 @@ def test_a_preview_on_nano_finds_that_a_removed_rule_asks_nothing_any_more(nano_
     assert cost.reused > cost.asked / 4
     for w in walks:
         assert [c.response for c in w.old.candidates] == [c.response for c in w.new.candidates]
+
+
+def test_chat_under_a_constitution_takes_out_what_the_constitution_names(nano_engine: Any, tmp_path: Path) -> None:
+    """Through `openai`'s own client, from a service on loopback, at once, as users ask."""
+    rng, named = random.Random("chat on nano"), frozenset(world.AVOID) - UNNAMED
+    asked = [world.question(rng)[1] for _ in range(24)]
+    revise = {"rounds": 2, "principles": 5, "sampling": {"temperature": 0.3}}
+
+    async def ask_all(base_url: str) -> list[Any]:
+        async with openai.AsyncOpenAI(base_url=base_url, api_key="none", max_retries=0, timeout=120) as client:
+            return await asyncio.gather(
+                *(
+                    client.chat.completions.create(
+                        model="assistant@nano", messages=[{"role": "user", "content": q}], max_tokens=200, seed=i,
+                        extra_body={"tenet": {"critiques": True}},
+                    )
+                    for i, q in enumerate(asked)
+                )
+            )  # fmt: skip
+
+    asyncio.run(nano_engine.start())
+    with serving(tmp_path, {"assistant": nano_engine}, judges={}, chat={"revise": revise}) as client:
+        answers = [a.choices[0] for a in asyncio.run(ask_all(f"{client.base_url}/v1"))]
+    first = sum(bool(world.faults(a.tenet["first"], named)) for a in answers)
+    last = sum(bool(world.faults(a.message.content, named)) for a in answers)
+    assert first >= 8
+    assert last <= 0.75 * first
+    assert all(len(a.tenet["rounds"]) == 2 for a in answers)

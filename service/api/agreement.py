@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import shutil
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query
@@ -30,6 +31,21 @@ class Asked(BaseModel):
 
     rules: Rules
     min_attention: float
+
+
+class SectionOut(BaseModel):
+    """A part of the report."""
+
+    title: str
+    blocks: list[dict[str, Any]]
+    """`kind` (Text, Heading, Table, Plot, Case, ...) and what it holds, as `tenet.pages` has it."""
+
+
+class Sections(BaseModel):
+    """The report's parts, and the rules under which its figures stand."""
+
+    rules: str
+    sections: list[SectionOut]
 
 
 async def asked_of(
@@ -77,6 +93,19 @@ async def report(
     made = await asyncio.to_thread(work)
     kind = "text/html; charset=utf-8" if form == "html" else "text/markdown; charset=utf-8"
     return Response(made, media_type=kind, headers={"content-security-policy": SANDBOX})
+
+
+@router.get("/{name}/sections")
+async def sections(name: Name, service: The, by: By, _: Reads) -> Sections:
+    """The report in parts, for a page that shows it in its own way; texts are texts."""
+    found = await _measured(service, name, by)
+
+    def work() -> list[SectionOut]:
+        made = reports.sections(found)
+        parts = [(s.title, [{"kind": type(b).__name__, **asdict(b)} for b in s.blocks]) for s in made]
+        return [SectionOut(title=title, blocks=blocks) for title, blocks in parts]
+
+    return Sections(rules=reports.rules_line(found.figures["rules"]), sections=await asyncio.to_thread(work))
 
 
 async def _measured(service: Service, name: str, by: Asked) -> Agreement:

@@ -21,6 +21,7 @@ from service.api import (
     labels,
     previews,
     problems,
+    reports,
     rows,
     runs,
     session,
@@ -36,7 +37,7 @@ from service.api.settings import Config
 from service.api.store import Store
 from tenet.engines import Engine
 
-_ROUTERS = (health, session, runs, events, rows, judging, chat, constitutions, previews, labels, agreement)
+_ROUTERS = (health, session, runs, events, rows, judging, chat, constitutions, previews, labels, agreement, reports)
 
 
 def create(config: Config, address: str | None = None, engines: dict[str, Engine] | None = None) -> FastAPI:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
+import threading
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,9 +44,16 @@ class Watched:
     async def start(self) -> None:
         """Starts the engine unless it runs. EngineError if it cannot start; the next call tries again."""
         async with self._starting:
-            if not self.ready:
+            if self.ready:
+                return
+            ours = signal.getsignal(signal.SIGTERM)
+            try:
                 await getattr(self._engine, "start")()  # noqa: B009 (not every engine has it)
-                self.ready = True
+            finally:
+                # Ray puts a handler of its own in the place of uvicorn's, which ends the service without its clean-up.
+                if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) != ours:
+                    signal.signal(signal.SIGTERM, ours)
+            self.ready = True
 
     async def generate(self, requests: Sequence[Request]) -> list[Reply]:
         self.waiting += len(requests)
