@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -141,9 +143,10 @@ class _Recall:
 def _stand_in(key: str, request: Request) -> Reply:
     if request.choices:
         return Reply(fault="server", detail=_MARK)
-    # As long as the reply that is revised: a limit on how unlike two lengths may be must not decide here.
+    # As long as the reply that is revised, and like no other text: no gate or limit may take it for a bad revision.
     size = max((len(m.content) for m in request.messages if m.role == "assistant"), default=0)
-    return Reply(text=f"{_MARK} {key}›".ljust(size, "…"))
+    noise = "".join(random.Random(key).choices(string.ascii_lowercase, k=size))
+    return Reply(text=f"{_MARK} {key}› {noise}")
 
 
 def impact(run: RunView, new: Constitution) -> Impact:

@@ -50,7 +50,8 @@ def play(request: Request) -> Reply:
     if request.choices:
         p = 0.02 + 0.96 * int(key[:6], 16) / 0xFFFFFF
         return Reply(choice_logprobs=(math.log(p), math.log(1 - p)), usage=usage)
-    return Reply(text=" ".join(key[i : i + 4] for i in range(0, 32, 4)), usage=usage)
+    long = hashlib.sha512(key.encode()).hexdigest()
+    return Reply(text=" ".join(long[i : i + 4] for i in range(0, 128, 4)), usage=usage)
 
 
 def write(folder: Path, prompts: int = 60, recipe: str = RECIPE, rules: str = SIXTEEN) -> Path:
@@ -390,3 +391,16 @@ def test_an_edit_that_leaves_the_recipe_without_a_text_is_refused(tmp_path: Path
     (tmp_path / "mine.yaml").write_text(SIXTEEN.replace("  revise: Mend what breaks rule 3.\n", ""))
     with pytest.raises(ConstitutionError, match="'p3' has no 'revise'"):
         _replay.impact(_chains.open_run(tmp_path / "runs/one"), constitution.load(tmp_path / "mine.yaml"))
+
+
+def test_long_replies_cost_no_less_than_short_ones(tmp_path: Path) -> None:
+    def long(request: Request) -> Reply:
+        said = play(request)
+        parts = (hashlib.sha512(f"{said.text}{i}".encode()).hexdigest() for i in range(6))
+        return said if request.choices else said.model_copy(update={"text": " ".join(parts)})
+
+    recipe = write(tmp_path, 10, RECIPE + "keep: {length_ratio: 1.5}\n")
+    go(recipe, "one", long)
+    (tmp_path / "mine.yaml").write_text(SIXTEEN.replace("Say where rule", "Tell where rule"))
+    told = _replay.impact(_chains.open_run(tmp_path / "runs/one"), constitution.load(tmp_path / "mine.yaml"))
+    assert told.most == go(recipe, "two", long)["asked"] == 10 * (8 + 2)
