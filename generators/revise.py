@@ -104,20 +104,20 @@ class Chain:
         drawn = self.principles(round)
         if not drawn:
             return self._drop("revise", "no principle applies", f"round {round}")
-        names = tuple(p.id for p in drawn)
+        names, hashes = tuple(p.id for p in drawn), tuple(p.hash for p in drawn)
         critique: Critique | None = None
         if self.settings.critique:
             reply = (await engine.generate([self.critique_ask(round, drawn)]))[0]
             if failed := self._failed("critique", reply):
                 return failed
-            critique = Critique(round=round, principles=names, text=reply.text.strip())
+            critique = Critique(round=round, principles=names, text=reply.text.strip(), hashes=hashes)
         said = critique.text if critique else None
         reply = (await engine.generate([self.revise_ask(round, drawn, said)]))[0]
         if failed := self._failed("revise", reply):
             return failed
-        return self._take(round, names, critique, reply)
+        return self._take(round, drawn, critique, reply)
 
-    def _take(self, round: int, names: tuple[str, ...], critique: Critique | None, reply: Reply) -> Dropped | None:
+    def _take(self, round: int, drawn: Sequence[Principle], critique: Critique | None, reply: Reply) -> Dropped | None:
         text = filters.strip_chatter(reply.text)
         found = filters.faults_of(text, self.text, critique.text if critique else "", reply.finish)
         if reason := filters.first_drop(found, self.settings.gates):
@@ -125,7 +125,11 @@ class Chain:
         flags = filters.marks(found, self.settings.gates)
         if text != reply.text.strip():
             flags.append("chatter stripped")
-        self.revisions.append(Revision(round=round, principles=names, text=text, critique=critique, flags=tuple(flags)))
+        revision = Revision(
+            round=round, principles=tuple(p.id for p in drawn), text=text, critique=critique, flags=tuple(flags),
+            hashes=tuple(p.hash for p in drawn),
+        )  # fmt: skip
+        self.revisions.append(revision)
         return None
 
     def _failed(self, stage: str, reply: Reply) -> Dropped | None:

@@ -223,7 +223,10 @@ class PairwiseJudge:
 
 
 def _blank(q: Question, label: Label, why: str, fault: str = "") -> Vote:
-    return Vote(principle=q.principle.id, order=q.order, sample=q.sample, label=label, why=why, fault=fault)
+    p = q.principle
+    return Vote(
+        principle=p.id, order=q.order, sample=q.sample, label=label, why=why, fault=fault, principle_hash=p.hash
+    )
 
 
 def _no_rationale(q: Question, reply: Reply) -> Vote | None:

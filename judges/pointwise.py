@@ -113,15 +113,17 @@ class PointwiseJudge:
         )
 
     def _rating(self, principle: Principle, reply: Reply, shown: Sequence[str]) -> Rating:
+        named: dict[str, Any] = {"principle": principle.id, "principle_hash": principle.hash}
+
         def bad(label: Any, why: str) -> Rating:
-            return Rating(principle=principle.id, label=label, why=why, fault=reply.fault or "")
+            return Rating(**named, label=label, why=why, fault=reply.fault or "")
 
         if (fault := failed(reply)) is not None:
             return bad(*fault)
         if self.settings.read == "text":
             said = _parse.score(reply.text, shown, reply.finish == "length")
             if said is not None:
-                return Rating(principle=principle.id, value=rescale(said))
+                return Rating(**named, value=rescale(said))
             cut = "cut at max_tokens; " if reply.finish == "length" else ""
             state = "refused" if _parse.is_refusal(reply.text) else "invalid"
             return bad(state, f"{cut}said {reply.text[:80]!r}")
@@ -129,18 +131,19 @@ class PointwiseJudge:
         if isinstance(found, str):
             return bad("invalid", found)
         value = rescale(math.fsum(i * p for i, p in enumerate(found, 1)))
-        return Rating(principle=principle.id, value=value, distribution=tuple(found))
+        return Rating(**named, value=value, distribution=tuple(found))
 
     def _vote(self, a: Rating, b: Rating) -> Vote:
         scores = (a.value, b.value)
+        named: dict[str, Any] = {"principle": a.principle, "principle_hash": a.principle_hash}
         if a.value is None or b.value is None:
             bad = [r for r in (a, b) if r.value is None]
             label: Label = "refused" if any(r.label == "refused" for r in bad) else "invalid"
             why = "; ".join(f"{name}: {r.why}" for name, r in (("a", a), ("b", b)) if r.value is None)
             fault = next((r.fault for r in bad if r.fault), "")
-            return Vote(principle=a.principle, label=label, scores=scores, why=why, fault=fault)
+            return Vote(**named, label=label, scores=scores, why=why, fault=fault)
         p = p_higher(a, b) if self.settings.labels == "soft" else _step(a.value - b.value)
-        return Vote(principle=a.principle, label=label_of(p), p_a=p, scores=scores)
+        return Vote(**named, label=label_of(p), p_a=p, scores=scores)
 
 
 def rescale(score: float) -> float:

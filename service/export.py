@@ -37,7 +37,7 @@ def _schemas() -> dict[str, Any]:
             ("principle", pa.string()), ("order", pa.string()), ("label", pa.string()),
             ("p_a", pa.float64()), ("logprob_a", pa.float64()), ("logprob_b", pa.float64()),
             ("score_a", pa.float64()), ("score_b", pa.float64()), ("member", pa.string()),
-            ("sample", pa.int64()), ("rationale", pa.string()),
+            ("sample", pa.int64()), ("rationale", pa.string()), ("principle_hash", pa.string()),
         ]
     )  # fmt: skip
     pair = [("prompt", turn), ("chosen", turn), ("rejected", turn), ("p_chosen", pa.float64())]
@@ -47,6 +47,7 @@ def _schemas() -> dict[str, Any]:
                 *pair, ("prompt_id", pa.string()), ("chosen_from", pa.string()),
                 ("rejected_from", pa.string()), ("principles", pa.list_(pa.string())),
                 ("consistent", pa.bool_()), ("chosen_slot", pa.string()), ("votes", pa.list_(vote)),
+                ("constitution", pa.string()),
             ]
         ),
         "sft": pa.schema(
@@ -54,6 +55,7 @@ def _schemas() -> dict[str, Any]:
                 ("prompt", turn), ("completion", turn), ("prompt_id", pa.string()),
                 ("sample", pa.int64()), ("round", pa.int64()), ("last", pa.bool_()),
                 ("principles", pa.list_(pa.string())), ("flags", pa.list_(pa.string())),
+                ("principle_hashes", pa.list_(pa.string())), ("constitution", pa.string()),
             ]
         ),
         "reward": pa.schema(pair),
@@ -71,13 +73,14 @@ def _said(text: str) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": text}]
 
 
-def sft_rows(prompt: Prompt, candidate: Candidate, system: str) -> Iterator[dict[str, Any]]:
-    """Every revision of a reply; a reply that was never revised is a row of round 0."""
+def sft_rows(prompt: Prompt, candidate: Candidate, system: str, rules: str = "") -> Iterator[dict[str, Any]]:
+    """Every revision of a reply; one that was never revised is a row of round 0. `rules`: the constitution's hash."""
     asked = _turns(conversation(prompt, system))
-    base = {"prompt": asked, "prompt_id": prompt.id, "sample": candidate.response.index}
+    base = {"prompt": asked, "prompt_id": prompt.id, "sample": candidate.response.index, "constitution": rules}
     if not candidate.revisions:
         said = _said(candidate.response.text)
-        yield {**base, "completion": said, "round": 0, "last": True, "principles": [], "flags": []}
+        none: dict[str, list[str]] = {"principles": [], "flags": [], "principle_hashes": []}
+        yield {**base, "completion": said, "round": 0, "last": True, **none}
     for revision in candidate.revisions:
         yield {
             **base,
@@ -86,11 +89,15 @@ def sft_rows(prompt: Prompt, candidate: Candidate, system: str) -> Iterator[dict
             "last": revision is candidate.revisions[-1],
             "principles": list(revision.principles),
             "flags": list(revision.flags),
+            "principle_hashes": list(revision.hashes),
         }
 
 
-def preference_row(p: Preference, system: str) -> dict[str, Any]:
-    """A judged pair with every vote; p_a and log-probabilities are of the comparison's own a and b."""
+def preference_row(p: Preference, system: str, rules: str = "") -> dict[str, Any]:
+    """A judged pair with every vote; p_a and log-probabilities are of the comparison's own a and b.
+
+    `rules` is the constitution's hash.
+    """
     chosen, rejected = p.texts
     c = p.comparison
     froms = (c.a_from, c.b_from) if p.chosen == "A" else (c.b_from, c.a_from)
@@ -113,9 +120,11 @@ def preference_row(p: Preference, system: str) -> dict[str, Any]:
                 "score_a": v.scores[0] if v.scores else None,
                 "score_b": v.scores[1] if v.scores else None,
                 "member": v.member, "sample": v.sample, "rationale": v.rationale,
+                "principle_hash": v.principle_hash,
             }
             for v in p.verdict.votes
         ],
+        "constitution": rules,
     }  # fmt: skip
 
 
@@ -167,7 +176,7 @@ class _Writer:
 def write(rows: Rows, plan: Plan, folder: Path) -> tuple[dict[str, Any], Sieve]:
     """Writes all exports into a folder; returns rows and SHA-256 of each file, and what the sieve held back."""
     folder.mkdir(parents=True, exist_ok=True)
-    system = plan.recipe.respond.system
+    system, rules = plan.recipe.respond.system, plan.constitution.hash
     sieve = Sieve(plan.recipe.keep)
     prompt: Prompt | None = None
     writers = {name: _Writer(folder, name) for name in NAMES}
@@ -181,13 +190,13 @@ def write(rows: Rows, plan: Plan, folder: Path) -> tuple[dict[str, Any], Sieve]:
             if row.stage == "prompt":
                 prompt = Prompt.model_validate_json(row.record)
             elif row.stage == "candidate" and prompt is not None:
-                for line in sft_rows(prompt, Candidate.model_validate_json(row.record), system):
+                for line in sft_rows(prompt, Candidate.model_validate_json(row.record), system, rules):
                     sft.add(line)
             elif row.stage == "preference":
                 made = Preference.model_validate_json(row.record)
                 if not sieve.passes(made):
                     continue
-                line = preference_row(made, system)
+                line = preference_row(made, system, rules)
                 pref.add(line)
                 reward.add({k: line[k] for k in ("prompt", "chosen", "rejected", "p_chosen")})
                 for side, label in (("chosen", True), ("rejected", False)):

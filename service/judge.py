@@ -75,7 +75,7 @@ async def _judge_file(
             async for judged in judging.judge_pairs(session.judge, pairs, limits.in_flight, limits.max_failures):
                 summary.add(judged)
                 bars.advance(bar)
-                _put(verdicts, [judging.line_of(judged)])
+                _put(verdicts, [{**judging.line_of(judged), "constitution": plan.constitution.hash}])
                 if votes is not None:
                     _put(votes, judging.votes_of(judged, rater))
             return summary, time.monotonic() - begun, session

@@ -94,6 +94,8 @@ class Critique(Frozen):
     round: int
     principles: tuple[str, ...]
     text: str
+    hashes: tuple[str, ...] = ()
+    """Content hash of each principle: which wording it was."""
 
 
 class Revision(Frozen):
@@ -104,6 +106,8 @@ class Revision(Frozen):
     text: str
     critique: Critique | None = None
     flags: tuple[str, ...] = ()
+    hashes: tuple[str, ...] = ()
+    """Content hash of each principle: which wording it was."""
 
 
 class Candidate(Frozen):
@@ -161,6 +165,8 @@ class Vote(Frozen):
     """The member of a panel that cast it."""
     rationale: str = ""
     """What the judge said before it chose, where it was asked to reason."""
+    principle_hash: str = ""
+    """The principle's content hash: which wording it was asked under."""
     why: str = ""
     """Why it cannot be read; or what to know of it although it can."""
     fault: str = ""
@@ -239,6 +245,8 @@ class Rating(Frozen):
     why: str = ""
     fault: str = ""
     """The engine's fault, if the call failed."""
+    principle_hash: str = ""
+    """The principle's content hash: which wording it was asked under."""
 
 
 class Score(Frozen):

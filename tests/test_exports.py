@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from tenet.ledger import Rows
+from tenet.records import Candidate
 from tests.test_pipeline import ROOT, go, write
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the warnings of TRL and of torch are not ours to mend
@@ -40,6 +42,30 @@ def test_the_chosen_reply_is_the_one_the_votes_prefer(run_folder: Path, tmp_path
         assert row["p_chosen"] > 0.5
         assert {v["order"] for v in row["votes"]} == {"ab", "ba"}
         assert row["chosen"] != row["rejected"]
+
+
+def test_every_row_says_which_wordings_it_was_made_under(run_folder: Path) -> None:
+    import json
+
+    rules = json.loads((run_folder / "manifest.json").read_text())
+    hashes, whole = rules["principle_hashes"], rules["constitution"]["hash"]
+    rows = [json.loads(line) for line in (run_folder / "data/preference.jsonl").read_text().splitlines()]
+    assert {row["constitution"] for row in rows} == {whole}
+    votes = [v for row in rows for v in row["votes"]]
+    assert len({v["principle"] for v in votes}) > 5
+    assert all(v["principle_hash"] == hashes[v["principle"]] for v in votes)
+    replies = [json.loads(line) for line in (run_folder / "data/sft.jsonl").read_text().splitlines()]
+    assert {row["constitution"] for row in replies} == {whole}
+    assert any(row["principles"] for row in replies)
+    assert all(row["principle_hashes"] == [hashes[p] for p in row["principles"]] for row in replies)
+    with Rows(run_folder, readonly=True) as stored:
+        candidates = [Candidate.model_validate_json(r.record) for r in stored.iterate("candidate")]
+    revisions = [r for c in candidates for r in c.revisions]
+    assert revisions
+    for r in revisions:
+        assert r.hashes == tuple(hashes[p] for p in r.principles)
+        assert r.critique is not None
+        assert r.critique.hashes == r.hashes
 
 
 def test_the_card_states_constitution_judge_bias_and_drops(run_folder: Path) -> None:
