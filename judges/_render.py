@@ -33,13 +33,13 @@ def pairwise(messages: Sequence[Message], a: str, b: str, question: str, templat
         conversation=conversation(messages),
         a=_safe(a),
         b=_safe(b),
-        question=question,
+        question=_safe(question),
     )
 
 
 def pointwise(messages: Sequence[Message], reply: str, question: str) -> str:
     """The question how good one reply is, from 1 to 10."""
-    return fill(POINTWISE, conversation=conversation(messages), reply=_safe(reply), question=question)
+    return fill(POINTWISE, conversation=conversation(messages), reply=_safe(reply), question=_safe(question))
 
 
 def shown(prompt: Prompt, *replies: str) -> tuple[str, ...]:

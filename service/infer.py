@@ -31,6 +31,9 @@ from tenet.settings import closest
 NANO = "nano:rules"
 """The name of the pool that holds every rule of nano's small world, in several wordings."""
 FEWEST = 40
+"""Labelled pairs that are needed at least."""
+SAME = 0.8
+"""Cosine from which two questions are one before anything is asked: higher than lint's, since nobody looks."""
 
 
 class Options(Frozen):
@@ -224,7 +227,7 @@ def merge(
     stands: dict[int, int] = {}
     for like in alike([Principle(id=p.id, choose=p.choose) for p in principles]):
         opposite = is_negated(principles[like.first].choose) != is_negated(principles[like.second].choose)
-        if not opposite and like.first not in stands:
+        if like.cosine >= SAME and not opposite and like.first not in stands:
             stands.setdefault(like.second, like.first)
     merged = {principles[i].id: principles[j].id for i, j in stands.items()}
     return [c for i, c in enumerate(unique) if i not in stands], merged
