@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from constitution import Principle, load
 from judges import pairs_file
@@ -19,7 +20,7 @@ from nano import pairs as nano_pairs
 from nano import probes, world
 from nano.lexicon import BY_KEY
 from nano.pairs import NAMED
-from service import infer, judging
+from service import cli, infer, judging
 from service._induction import decision, score, select, together, twins
 from service._propose import read
 from service.infer import Inferred, Options
@@ -249,3 +250,25 @@ def test_pools(tmp_path: Path) -> None:
     (tmp_path / "m.yaml").write_text("name: m\nprinciples: [{id: a, critique: x}]\n")
     with pytest.raises(infer.ConstitutionError, match="no principle has a pair question"):
         infer.read_pool(str(tmp_path / "m.yaml"))
+
+
+def test_the_command_writes_what_is_kept_and_every_candidates_figures(tmp_path: Path) -> None:
+    labelled(tmp_path, sourced(80))
+    scripted = "kind: scripted, script: tests.test_infer:people"
+    (tmp_path / "judge.yaml").write_text(JUDGE.replace("kind: scripted", scripted))
+    out, told = tmp_path / "out.yaml", tmp_path / "all.json"
+    command = ["constitution", "infer", str(tmp_path / "pairs.jsonl"), "--judge", str(tmp_path / "judge.yaml")]
+    command += ["-o", str(out), "--json", str(told), "--workspace", str(tmp_path)]
+    said = CliRunner().invoke(cli.app, [*command, "--propose", "2"])
+    assert said.exit_code == 0, said.output
+    assert "5 asked about, 1 kept" in said.output
+    assert [p.choose for p in load(out).principles] == ["Which reply has the source's name?"]
+    assert len(json.loads(told.read_text())["found"]) == 5
+    again = CliRunner().invoke(cli.app, [*command, "--propose", "2"])
+    assert isinstance(again.exception, DataError), "a file that is there is not replaced"
+    dull = "name: d\nprinciples: [{id: a, choose: Which reply is written in capital letters?}]\n"
+    (tmp_path / "dull.yaml").write_text(dull)
+    nothing = CliRunner().invoke(cli.app, [*command, "--force", "--candidates", str(tmp_path / "dull.yaml")])
+    assert nothing.exit_code == 1
+    assert "nothing is written" in nothing.output
+    assert [p.choose for p in load(out).principles] == ["Which reply has the source's name?"]
