@@ -183,20 +183,20 @@ def test_a_snapshot_keeps_odd_texts_to_the_letter(tmp_path: Path) -> None:
 # A run that was paid for, and its rerun.
 
 
-SLIM = RECIPE.replace("{kind: samples}, ", "") + "respond: {samples: 1}\n"
-"""Seven calls a prompt: a reply, two critiques, two revisions, a judgement in both orders."""
+SLIM = RECIPE.replace("{kind: samples}, ", "") + "respond: {samples: 1}\njudge: {kind: pairwise, order: random}\n"
+"""Six calls a prompt: a reply, two critiques, two revisions, a judgement."""
 
 
 def required(recipe: Path, edited: str, prompts: int) -> int:
     """Calls of a SLIM run that the draws of a principle reworded for every stage require: from its first critique on
-    the chain to its end, and both orders of the judgement if the reply or the question is another one."""
+    the chain to its end, and the judgement if the reply or the question is another one."""
     plan = recipes.open_recipe(recipe, [], str(recipe.parent / "runs/none"))
     rules, n = plan.constitution.principles, 0
     for prompt in (next_prompt(i) for i in range(prompts)):
         rounds = [draw(rules, 1, plan.recipe.seed, prompt.id, "revise", 0, r)[0].id for r in (1, 2)]
         left = 2 - rounds.index(edited) if edited in rounds else 0
         judged = draw(rules, 1, plan.recipe.seed, prompt.id, "judge", "revision 0")[0].id
-        n += 2 * left + 2 * (left > 0 or judged == edited)
+        n += 2 * left + (left > 0 or judged == edited)
     return n
 
 
@@ -215,15 +215,22 @@ def test_a_rerun_on_1000_prompts_asks_only_what_the_edited_principles_draws_requ
     told = _replay.impact(_chains.open_run(tmp_path / "runs/one"), constitution.load(tmp_path / "mine.yaml"))
     again = go(recipe, "two")
     need = required(recipe, "p3", 1000)
-    assert first["asked"] == 7_000
+    assert first["asked"] == 6_000
     assert need <= again["asked"] <= 1.05 * need
-    assert again["asked"] + again["reused"] == 7_000
+    assert again["asked"] + again["reused"] == 6_000
     assert (told.most, told.stored) == (again["asked"], again["reused"])  # as `diff --run` had said beforehand
     touched = runs.compare(*(_chains.open_run(tmp_path / "runs" / n) for n in ("one", "two"))).prompts["touched"]
     assert told.prompts_touched == touched > 0
     assert stored(tmp_path / "runs/one") == before  # the old run stays as it was
+
+
+def test_a_rerun_gives_the_rows_and_exports_of_a_run_from_nothing(tmp_path: Path) -> None:
+    recipe = write(tmp_path, 100)
+    whole = go(recipe, "one")["asked"]
+    (tmp_path / "mine.yaml").write_text(SIXTEEN.replace("rule 3", "the third rule"))
+    assert 0 < go(recipe, "two")["asked"] < whole / 5
     from_nothing = go(recipe, "elsewhere/two")  # a workspace of its own, without stored replies
-    assert from_nothing["asked"] == 7_000
+    assert (from_nothing["asked"], from_nothing["reused"]) == (whole, 0)
     assert stored(tmp_path / "runs/elsewhere/two") == stored(tmp_path / "runs/two")
     assert hashes(tmp_path / "runs/elsewhere/two") == hashes(tmp_path / "runs/two")
 
@@ -250,7 +257,7 @@ def test_what_an_edit_costs_is_known_before_it_is_paid(tmp_path: Path, edit: tup
             return Reply(choice_logprobs=tuple(math.log(p / sum(ps)) for p in ps), usage=Usage(calls=1))
         return play(request)
 
-    recipe = write(tmp_path, 25, RECIPE + f"judge: {judge}\n")
+    recipe = write(tmp_path, 12, RECIPE + f"judge: {judge}\n")
     go(recipe, "one", script)
     (tmp_path / "mine.yaml").write_text(SIXTEEN.replace(*edit, 1))
     view, new = _chains.open_run(tmp_path / "runs/one"), constitution.load(tmp_path / "mine.yaml")
