@@ -60,7 +60,7 @@ def _tried(client: httpx.Client, operation: Any) -> set[int]:
     real = operation.as_strategy(generation_mode=GenerationMode.POSITIVE).map(_to_what_there_is)
 
     @settings(
-        max_examples=6, database=None, derandomize=True, deadline=None, phases=[Phase.generate],
+        max_examples=5, database=None, derandomize=True, deadline=None, phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(case=one_of(real, operation.as_strategy()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -15,7 +16,9 @@ import pytest
 import yaml
 
 from service import recipe as recipes
+from service import run
 from service.api import lockfile
+from service.pipeline import Window
 from tenet.ledger import Rows
 from tests.api_server import RECIPE, ROOT, process, run_ends, serving, wait_for
 
@@ -185,7 +188,16 @@ def test_a_run_is_cancelled_and_resumed_and_others_wait(client: httpx.Client, pl
     assert run_ends(client, "slow")["state"] == "whole"
 
 
-def test_a_killed_job_is_a_crash_with_its_reason_and_goes_on(client: httpx.Client, place: Path) -> None:
+def typed(folder: Path, out: Path, more: str, limit: int) -> None:
+    """A run of the same recipe, as the command line makes it."""
+    (folder / "prompts.jsonl").write_bytes((ROOT / "service/demo_files/prompts.jsonl").read_bytes())
+    (folder / "r.yaml").write_text(RECIPE + more)
+    asyncio.run(run.execute(recipes.open_recipe(folder / "r.yaml", [], str(out)), Window(limit)))
+
+
+def test_a_killed_job_is_a_crash_with_its_reason_and_goes_on(
+    client: httpx.Client, place: Path, tmp_path: Path
+) -> None:
     client.post("/v1/runs", json={"recipe": SLOW.replace("7", "8"), "name": "killed", "limit": 8}).raise_for_status()
     wait_for(lambda: (client.get("/v1/runs/killed").json()["progress"] or {}).get("done"))
     pid = lockfile.holder(place / "runs/.service/jobs/killed/lock")
@@ -196,9 +208,8 @@ def test_a_killed_job_is_a_crash_with_its_reason_and_goes_on(client: httpx.Clien
     assert '"state": "crashed"' in client.get("/v1/runs/killed/events").text
     client.post("/v1/runs/killed/resume").raise_for_status()
     assert run_ends(client, "killed")["state"] == "whole"
-    client.post("/v1/runs", json={"recipe": RECIPE + "seed: 8", "name": "unkilled", "limit": 8}).raise_for_status()
-    run_ends(client, "unkilled")
-    assert stored(place / "runs/killed") == stored(place / "runs/unkilled")
+    typed(tmp_path, tmp_path / "unkilled", "seed: 8", 8)
+    assert stored(place / "runs/killed") == stored(tmp_path / "unkilled")
 
 
 def test_a_run_that_fails_says_why(client: httpx.Client) -> None:
@@ -231,16 +242,38 @@ def test_kill_9_of_the_service_loses_no_run(tmp_path: Path) -> None:
         assert events.count("event: start") == 2
 
 
+def test_trainings_and_reports_of_the_workspace_are_listed_and_shown(
+    client: httpx.Client, place: Path, tmp_path: Path
+) -> None:
+    folder = place / "runs/first/report"
+    folder.mkdir()
+    (folder / "report.html").write_text("<html><title>A report</title><script>alert(1)</script></html>")
+    (tmp_path / "report.html").write_text("<title>secret</title>")
+    (place / "runs/outside").symlink_to(tmp_path)
+    trained = place / "runs/sft"
+    trained.mkdir()
+    facts = {"kind": "sft", "steps": 7, "data": {"kept": 20}, "seconds": 1.5, "figures": {"loss": 2.5, "bad": None}}
+    (trained / "manifest.json").write_text(json.dumps(facts))
+    (trained / "curves.svg").write_text("<svg/>")
+    told = client.get("/v1/reports").json()
+    assert told["reports"] == [{"path": "first/report/report.html", "title": "A report"}]
+    assert told["trainings"] == [
+        {
+            "folder": "sft", "kind": "sft", "steps": 7, "rows": 20, "seconds": 1.5,
+            "figures": {"loss": 2.5, "bad": None}, "curves": "sft/curves.svg",
+        }
+    ]  # fmt: skip
+    for path in ("first/report/report.html", "sft/curves.svg"):
+        page = client.get("/v1/reports/file", params={"path": path})
+        assert page.content == (place / "runs" / path).read_bytes()
+        assert "sandbox" in page.headers["content-security-policy"]
+        assert "script-src" not in page.headers["content-security-policy"]
+    for other in ("outside/report.html", "../secret", "", "first", "sft/manifest.json", str(tmp_path / "report.html")):
+        assert client.get("/v1/reports/file", params={"path": other}).status_code == 404
+
+
 def test_a_run_of_the_command_line_is_seen_beside(client: httpx.Client, place: Path, tmp_path: Path) -> None:
-    import asyncio
-
-    from service import run
-    from service.pipeline import Window
-
-    (tmp_path / "prompts.jsonl").write_bytes((ROOT / "service/demo_files/prompts.jsonl").read_bytes())
-    (tmp_path / "r.yaml").write_text(RECIPE)
-    plan = recipes.open_recipe(tmp_path / "r.yaml", [], str(place / "runs/typed"))
-    asyncio.run(run.execute(plan, Window(3)))
+    typed(tmp_path, place / "runs/typed", "", 3)
     detail = client.get("/v1/runs/typed").json()
     assert (detail["state"], detail["by"], detail["records"]["outcome"]) == ("whole", "command line", 3)
     assert client.post("/v1/runs/typed/cancel").status_code == 409

@@ -14,9 +14,12 @@ from typing import Any
 import httpx
 import pytest
 
+from service.api import app
 from service.api.keys import Keys
+from service.api.settings import Config
 from service.api.store import Store
-from tests.api_server import RECIPE, ROOT, SCRIPT, serving
+from tenet.errors import SettingsError
+from tests.api_server import RECIPE, ROOT, SCRIPT, serving, settings
 
 LISTED = "http://allowed.example/v1"
 
@@ -251,6 +254,17 @@ def test_the_pages_session_needs_its_csrf_token(place: Path, tmp_path: Path) -> 
         assert client.post("/v1/recipes/check", json={"recipe": RECIPE}, headers=with_token).status_code == 200
         assert client.request("DELETE", "/v1/session", headers=with_token).status_code == 204
         assert client.get("/v1/runs").status_code == 401
+
+
+def test_the_services_ray_cluster_goes_into_every_recipe(tmp_path: Path) -> None:
+    config = Config.model_validate(settings(tmp_path, models={"m": {"kind": "vllm", "model": "nano:assistant"}}))
+    service = app.create(config, address="ray://head:10001").state.service
+    given: Any = {"constitution": "nano", "models": {"m": {"model": "nano:assistant"}, "n": {"kind": "scripted", "script": SCRIPT}}}
+    models = service.policy.recipe(given).data["models"]
+    assert models == {"m": {"model": "nano:assistant", "address": "ray://head:10001"}, "n": given["models"]["n"]}
+    with pytest.raises(SettingsError, match="do not choose the Ray cluster"):
+        service.policy.recipe({**given, "models": {"m": {"model": "nano:assistant", "address": "auto"}}})
+    service.store.close()
 
 
 def test_without_keys_only_this_machine_is_served(tmp_path: Path) -> None:
