@@ -219,7 +219,7 @@ def test_keys_have_roles_and_are_hashed(place: Path, tmp_path: Path) -> None:
         service = client.app.state.service  # type: ignore[attr-defined]
         keys = {role: service.keys.create(f"{role}-er", (role,)) for role in ("read", "label", "run", "admin")}
         for file in (tmp_path / "runs/.service").glob("service.sqlite*"):
-            assert not any(key.rpartition("_")[2].encode() in file.read_bytes() for key in keys.values())
+            assert not any(key.split("_", 2)[2].encode() in file.read_bytes() for key in keys.values())
 
         def status(role: str, method: str, path: str, **more: Any) -> int:
             headers = {"authorization": f"Bearer {keys[role]}"} if role else {}
@@ -259,9 +259,10 @@ def test_the_pages_session_needs_its_csrf_token(place: Path, tmp_path: Path) -> 
 def test_the_services_ray_cluster_goes_into_every_recipe(tmp_path: Path) -> None:
     config = Config.model_validate(settings(tmp_path, models={"m": {"kind": "vllm", "model": "nano:assistant"}}))
     service = app.create(config, address="ray://head:10001").state.service
-    given: Any = {"constitution": "nano", "models": {"m": {"model": "nano:assistant"}, "n": {"kind": "scripted", "script": SCRIPT}}}
+    scripted = {"kind": "scripted", "script": SCRIPT}
+    given: Any = {"constitution": "nano", "models": {"m": {"model": "nano:assistant"}, "n": scripted}}
     models = service.policy.recipe(given).data["models"]
-    assert models == {"m": {"model": "nano:assistant", "address": "ray://head:10001"}, "n": given["models"]["n"]}
+    assert models == {"m": {"model": "nano:assistant", "address": "ray://head:10001"}, "n": scripted}
     with pytest.raises(SettingsError, match="do not choose the Ray cluster"):
         service.policy.recipe({**given, "models": {"m": {"model": "nano:assistant", "address": "auto"}}})
     service.store.close()
