@@ -5,7 +5,7 @@ last revisions, a reward model, DPO with soft and with hard labels, and PPO with
 nano:assistant. Replies to held-out questions are then drawn by vLLM and read by the oracle, which no stage has seen.
 Every step is the `tenet` command in a process of its own, so a stopped benchmark goes on where it was. Prints JSON.
 
-    python -P benchmarks/loop.py --folder runs/loop [--seeds 3] [--prompts 500] [--held 1000] [--jobs 2]
+    python -P benchmarks/loop.py --folder runs/loop [--seeds 3] [--prompts 400] [--held 1000] [--jobs 2]
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ RULES = NAMED | frozenset(world.MUST)
 STAGES: dict[str, tuple[str, dict[str, Any]]] = {
     "sft": ("sft", {"batch": 16, "lr": 5e-4, "epochs": 2}),
     "reward": ("reward", {"batch": 16, "lr": 3e-4, "epochs": 2}),
-    "dpo": ("dpo", {"batch": 16, "lr": 5e-4, "beta": 0.06, "epochs": 1}),
-    "dpo-hard": ("dpo", {"batch": 16, "lr": 5e-4, "beta": 0.06, "epochs": 1, "labels": "hard"}),
+    "dpo": ("dpo", {"batch": 16, "lr": 4e-4, "beta": 0.05, "epochs": 2}),
+    "dpo-hard": ("dpo", {"batch": 16, "lr": 4e-4, "beta": 0.05, "epochs": 2, "labels": "hard"}),
     "ppo": ("ppo", {
         "batch": 48, "steps": 40, "lr": 3e-4, "save_every": 20, "rollout": {"max_tokens": 96}, "kl": {"weight": 0.1},
         "value": {"lr": 3e-4}, "update": {"epochs": 2, "minibatches": 3},
@@ -290,9 +290,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--prompts", type=int, default=500)
+    parser.add_argument("--prompts", type=int, default=400)
     parser.add_argument("--held", type=int, default=1000, help="Held-out questions.")
-    parser.add_argument("--pairs", type=int, default=150, help="Of those, how many give held-out pairs.")
+    parser.add_argument("--pairs", type=int, default=120, help="Of those, how many give held-out pairs.")
     parser.add_argument("--left-out", default="flattery", help="The rule that the second constitution lacks.")
     parser.add_argument("--jobs", type=int, default=2, help="Trainings at a time, on one thread each.")
     given = parser.parse_args()
@@ -300,7 +300,7 @@ def main() -> None:
     folder = given.folder
     generate(folder, given)
     with ThreadPoolExecutor(given.jobs) as pool:
-        chains = [(arm, s, names) for arm, names in given.arms.items() for s in range(given.seeds)]
+        chains = [(arm, s, names) for s in range(given.seeds) for arm, names in given.arms.items()]
         for job in [pool.submit(train, folder, *chain) for chain in chains]:
             job.result()
     read = time.monotonic()
