@@ -141,7 +141,7 @@ def touched_lines(t: Impact) -> list[str]:
 
 
 def _step_rows(t: Impact) -> list[list[str]]:
-    head = ["calls", "needed", "stored", "to ask for certain", "behind those, at most"]
+    head = ["calls", "needed", "stored", "sure to be asked", "behind those, at most"]
     body = [
         [step, *(f"{x:,}" for x in (c.needed, c.stored, c.certain, c.follow))]
         for step in STEPS
