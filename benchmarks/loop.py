@@ -49,6 +49,9 @@ STAGES: dict[str, tuple[str, dict[str, Any]]] = {
     }),
 }  # fmt: skip
 
+ARMS = {"named": tuple(STAGES), "less": tuple(s for s in STAGES if s != "dpo-hard")}
+"""What is trained under the whole constitution, and under the one that lacks a rule."""
+
 
 def questions(n: int, held: int) -> tuple[list[str], list[str]]:
     """Questions to train on and others to measure on, each once."""
@@ -152,8 +155,8 @@ async def replies(folder: Path, models: dict[str, tuple[str, int]], asked: list[
     engine = build(Settings(model=str(first), max_model_len=512, kv_cache_gib=0.5, threads=1))
     found: dict[str, list[Any]] = {}
     try:
+        await engine.start()
         for name, (model, seed) in models.items():
-            await engine.start()
             await engine.reload(untied(model, folder / "served" / name.replace(" ", "-")))
             found[name] = await engine.generate([
                 Request(messages=(Message(role="user", content=q),),
@@ -261,11 +264,10 @@ def together(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def measure(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     """The oracle's word on the base and on every stage, and the reward models' accuracy."""
     asked = questions(given.prompts, given.held)[1]
-    policies = [s for s in STAGES if s != "reward"]
     seeds = range(given.seeds)
     models = {f"base {s}": (BASE, s) for s in seeds} | {
         f"{arm} {name} {s}": (str((folder / arm / f"{name}-{s}").resolve()), s)
-        for arm in ("named", "less") for name in policies for s in seeds if name in given.arms[arm]
+        for arm, stages in ARMS.items() for name in stages if name != "reward" for s in seeds
     }  # fmt: skip
     said = asyncio.run(replies(folder, models, asked))
     found: dict[str, list[dict[str, Any]]] = {}
@@ -296,18 +298,17 @@ def main() -> None:
     parser.add_argument("--left-out", default="flattery", help="The rule that the second constitution lacks.")
     parser.add_argument("--jobs", type=int, default=2, help="Trainings at a time, on one thread each.")
     given = parser.parse_args()
-    given.arms = {"named": list(STAGES), "less": [s for s in STAGES if s != "dpo-hard"]}
     folder = given.folder
     generate(folder, given)
     with ThreadPoolExecutor(given.jobs) as pool:
-        chains = [(arm, s, names) for s in range(given.seeds) for arm, names in given.arms.items()]
+        chains = [(arm, s, names) for s in range(given.seeds) for arm, names in ARMS.items()]
         for job in [pool.submit(train, folder, *chain) for chain in chains]:
             job.result()
     read = time.monotonic()
     found = measure(folder, given)
     seconds = {**spent(folder), "measure": round(time.monotonic() - read, 1)}
     report = {
-        "model": BASE, **{k: v for k, v in vars(given).items() if k not in ("folder", "arms")},
+        "model": BASE, **{k: v for k, v in vars(given).items() if k != "folder"},
         "settings": {name: {"kind": kind, **own} for name, (kind, own) in STAGES.items()},
         **found, "seconds": seconds, "seconds, all together": round(sum(seconds.values())), "cores": os.cpu_count(),
         "load": [round(x, 1) for x in os.getloadavg()],
