@@ -181,7 +181,7 @@ async def label(port: int, raters: int, pairs: int) -> dict[str, Any]:
     await asyncio.gather(*(rate(c, f"r{i}") for i, c in enumerate(crowd)))
     took = time.monotonic() - begun
     text = await maker.ask("GET", "/v1/labels/crowd/votes")
-    stored = [(v["rater"], v["item"]) for v in map(json.loads, text.decode().splitlines())]
+    stored = [(v["rater"], v["item"]) for v in map(json.loads, text.decode().splitlines()) if v["kind"] == "human"]
     progress = json.loads(await maker.ask("GET", "/v1/labels/crowd/progress"))
     checks = sum(r["checks"] for r in progress["raters"])
     every = [s for c in crowd for s in c.seconds]

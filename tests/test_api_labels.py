@@ -22,6 +22,7 @@ PAIRS = list(nano_pairs.rows(40, 3))
 BODY = [{"id": p["id"], "prompt": p["prompt"], "a": p["a"], "b": p["b"]} for p in PAIRS]
 GOLD = {p["id"]: p["labels"]["oracle"] for p in PAIRS}
 TEXTS = {p["id"]: (p["a"], p["b"]) for p in PAIRS}
+IDS = {frozenset(texts): id for id, texts in TEXTS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +50,17 @@ def give(client: httpx.Client, name: str, rater: str, item: str, label: str) -> 
     return client.post(f"/v1/labels/{name}/labels", params={"rater": rater}, json=body)
 
 
+def id_of(pair: dict[str, Any]) -> str:
+    """The pair's own id, which raters are not told; for an attention check ""."""
+    return IDS.get(frozenset((pair["left"], pair["right"])), "")
+
+
 def right(pair: dict[str, Any]) -> str:
     """What the oracle says, as the rater sees it; for a check, the reply that is in its own order."""
-    if pair["item"] not in GOLD:
+    if not (id := id_of(pair)):
         known = {t for texts in TEXTS.values() for t in texts}
         return "left" if pair["left"] in known else "right"
-    better = TEXTS[pair["item"]][GOLD[pair["item"]] == "B"]
-    return "left" if pair["left"] == better else "right"
+    return "left" if pair["left"] == TEXTS[id][GOLD[id] == "B"] else "right"
 
 
 def label_all(client: httpx.Client, name: str, rater: str, most: int = 1000) -> list[dict[str, Any]]:
@@ -77,9 +82,10 @@ def test_labels_are_blind_and_sides_are_random(client: httpx.Client) -> None:
     assert [len(s) for s in seen.values()] == [40, 40]
     for pairs in seen.values():
         assert all(set(p) == {"item", "prompt", "left", "right"} for p in pairs)
-        swapped = sum(p["left"] == TEXTS[p["item"]][1] for p in pairs)
+        assert not any(id in str(p) for p in pairs for id in GOLD)
+        swapped = sum(p["left"] == TEXTS[id_of(p)][1] for p in pairs)
         assert 10 < swapped < 30
-    sides = [{p["item"]: p["left"] for p in s} for s in seen.values()]
+    sides = [{id_of(p): p["left"] for p in s} for s in seen.values()]
     assert 5 < sum(sides[0][i] != sides[1][i] for i in GOLD) < 35
     # Whatever side a pair stood on, the stored label is of the pair's own a and b.
     assert {(v["item"], v["verdict"]) for v in votes(client, "blind")} == set(GOLD.items())
@@ -110,7 +116,7 @@ def test_attention_checks_come_to_everyone_and_leave_the_votes(client: httpx.Cli
         assert pair is not None
         wrong = {"left": "right", "right": "left"}[right(pair)]
         give(client, "checked", "bad", pair["item"], wrong).raise_for_status()
-    checks = [i for i, p in enumerate(good) if p["item"] not in GOLD]
+    checks = [i for i, p in enumerate(good) if not id_of(p)]
     assert len(checks) == 4
     assert checks[0] > 0
     raters = {r["rater"]: r for r in client.get("/v1/labels/checked/progress").json()["raters"]}
@@ -154,7 +160,7 @@ def test_many_raters_at_once_lose_and_double_nothing(client: httpx.Client) -> No
     def work(rater: str) -> None:
         try:
             with httpx.Client(base_url=client.base_url, timeout=60, trust_env=False) as own:
-                given.extend((rater, p["item"]) for p in label_all(own, "crowd", rater))
+                given.extend((rater, id_of(p)) for p in label_all(own, "crowd", rater))
         except BaseException as error:
             failures.append(error)
 

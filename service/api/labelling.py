@@ -6,71 +6,20 @@ Blind by construction: a rater gets texts only, on sides that a hash of rater an
 from __future__ import annotations
 
 import json
-import random
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from service.api.keys import now
+from service.api.label_plan import is_swapped
 from service.api.problems import Refusal
 from service.api.store import Store
-from tenet.records import Comparison, Message, Prompt, seed_of
+from tenet.records import Comparison, Message, Prompt
 
 Side = Literal["left", "right", "tie"]
 LEASE_S = 900.0
 """How long a pair that was shown waits for its rater before others may get it."""
-EVERYONE = 1_000_000_000
-"""`wanted` of an attention check: every rater gets it."""
-
-
-@dataclass(frozen=True)
-class Item:
-    """A pair of a set. `judge` holds rows of a votes file, which no rater sees."""
-
-    id: str
-    comparison: Comparison
-    judge: tuple[dict[str, Any], ...] = ()
-    slices: tuple[tuple[str, str], ...] = ()
-
-
-def plan(items: list[Item], seed: int, overlap: float, raters: int, attention: float) -> list[tuple[Any, ...]]:
-    """(item, place, wanted, planted, content) of every pair and attention check, in the order of labelling.
-
-    A share `overlap` of the pairs goes to `raters` people each, so that a human ceiling can be told; they are spread
-    over the whole set. A check shows a reply beside its own words in another order: nobody who reads misses it.
-    """
-    rng = random.Random(seed_of("label set", seed, len(items)))
-    shared = set(rng.sample(range(len(items)), round(overlap * len(items))))
-    rows = [
-        (item.id, i, raters if i in shared else 1, "", _content(item.comparison, item.judge, dict(item.slices)))
-        for i, item in enumerate(items)
-    ]
-    # A text of few words may read the same in any order.
-    long = [x for x in items if len(set(x.comparison.a.split())) >= 6]
-    for k, item in enumerate(rng.sample(long, min(len(long), round(attention * len(items))))):
-        c = item.comparison
-        words = c.a.split()
-        while words == c.a.split():
-            rng.shuffle(words)
-        good_first = rng.random() < 0.5
-        texts = (c.a, " ".join(words)) if good_first else (" ".join(words), c.a)
-        planted = Comparison(prompt=c.prompt, a=texts[0], b=texts[1])
-        # The name of a check looks like any other's, and says nothing of what it is.
-        rows.append((planted.id, k, EVERYONE, "A" if good_first else "B", _content(planted, (), {})))
-    return rows
-
-
-def _content(c: Comparison, judge: Iterable[dict[str, Any]], slices: dict[str, str]) -> str:
-    messages = [m.model_dump() for m in c.prompt.messages]
-    told = {"messages": messages, "a": c.a, "b": c.b, "judge": list(judge), "slices": slices}
-    return json.dumps(told, ensure_ascii=False)
-
-
-def is_swapped(name: str, rater: str, item: str) -> bool:
-    """Whether this rater sees b on the left."""
-    return bool(seed_of("side", name, rater, item) & 1)
 
 
 def _count(db: sqlite3.Connection, name: str, item: str, more: int) -> None:
@@ -286,9 +235,8 @@ class LabelSets:
         told: set[str] = set()
         for r in rows:
             content = json.loads(r["content"])
-            base = {
-                "item": r["item"], "slices": content["slices"], "len_a": len(content["a"]), "len_b": len(content["b"])
-            }  # fmt: skip
+            lengths = {"len_a": len(content["a"]), "len_b": len(content["b"])}
+            base = {"item": content["id"], "slices": content["slices"], **lengths}
             if r["rater"] is not None and r["rater"] not in out:
                 yield {**base, "rater": r["rater"], "kind": "human", "verdict": r["label"]}
             if r["item"] not in told:
@@ -298,12 +246,12 @@ class LabelSets:
     def comparisons(self, name: str) -> dict[str, Comparison]:
         """The texts of a set's pairs."""
         query = "SELECT item, content FROM label_items WHERE label_set = ? AND planted = ''"
-        found = {r["item"]: json.loads(r["content"]) for r in self._store.all(query, (name,))}
+        found = [json.loads(r["content"]) for r in self._store.all(query, (name,))]
         return {
-            item: Comparison(
+            c["id"]: Comparison(
                 prompt=Prompt(messages=tuple(Message.model_validate(m) for m in c["messages"])), a=c["a"], b=c["b"]
             )
-            for item, c in found.items()
+            for c in found
         }
 
     def version(self, name: str) -> tuple[int, int]:

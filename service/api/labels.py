@@ -20,7 +20,8 @@ from service.api import reader, states
 from service.api.context import NAME, Labels, Name, Reads, Runs, Service, The
 from service.api.judging import PairIn, pair_of
 from service.api.keys import Caller
-from service.api.labelling import Item, LabelSets, plan
+from service.api.label_plan import Item, plan
+from service.api.labelling import LabelSets
 from service.api.problems import Refusal
 from tenet.engines import Engine
 from tenet.engines._unasked import Unasked
