@@ -145,7 +145,7 @@ async def _stream(
             return
         wants = bool(body.tenet and body.tenet.critiques)
         for i, a in enumerate(answers):
-            # All in one write: the text is there as a whole, and a write for every word would cost the engine its cores.
+            # In one write: the text is there as a whole, and a write for every word would cost the engine its cores.
             pieces = [chunk(i, {"content": piece}) for piece in _PIECES.findall(a.text)]
             yield "".join([*pieces, chunk(i, {}, a.finish, **({"tenet": a.story} if wants else {}))])
         if body.stream_options and body.stream_options.include_usage:
