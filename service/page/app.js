@@ -14,7 +14,7 @@ import * as runs from "./runs.js";
 import * as start from "./start.js";
 
 const main = document.getElementById("main");
-let left = new AbortController();
+let left = new AbortController(), began = false;
 
 const VIEWS = {
   runs: (at) => (at.parts.length ? run.view : runs.view),
@@ -47,6 +47,7 @@ async function go() {
   const title = h("h1", { tabindex: "-1" }, "…");
   const naming = (text) => { title.textContent = text; document.title = `${text} · tenet`; };
   show(main, title, place);
+  main.setAttribute("aria-busy", "true");
   try {
     if (!choose) throw new Problem(404, "There is no such page.");
     await choose(at)({ place, at, signal, naming });
@@ -56,7 +57,10 @@ async function go() {
     naming(title.textContent === "…" ? "That did not work" : title.textContent);
     show(place, problem(error));
   }
-  if (!signal.aborted && !main.contains(document.activeElement)) title.focus({ preventScroll: true });
+  if (!signal.aborted) main.setAttribute("aria-busy", "false");
+  // After a step inside the page a screen reader goes on at the new heading; a page that was just opened begins at its top.
+  if (began && !signal.aborted && !main.contains(document.activeElement)) title.focus({ preventScroll: true });
+  began = true;
 }
 
 function who() {
@@ -66,6 +70,7 @@ function who() {
 
 function logIn() {
   document.title = "Log in · tenet";
+  main.setAttribute("aria-busy", "false");
   const key = h("input", { type: "password", name: "key", autocomplete: "current-password", required: true });
   const wrong = h("div");
   const form = h("form", { class: "row end", onsubmit: async (event) => {
