@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from constitution import diff as by_meaning
 from constitution.diff import KINDS, Change, Edit, Field, Side
+from constitution.loader import packaged
 from service import _chains, _replay
 from service._replay import STEPS, Impact
 from service.screen import columns, console
@@ -27,7 +28,8 @@ def open_side(name: str | Path) -> Side:
     ConstitutionError, or RunFolderError for a folder that holds no run.
     """
     path = Path(name)
-    if path.is_dir():
+    # The name of a packaged constitution means that, whatever folder of this name lies where the command is given.
+    if path.is_dir() and str(name) not in packaged():
         _chains.open_run(path)
         return Side(said=f"{name} (as the run used it)", constitution=_chains.constitution_of(path))
     return by_meaning.open_side(name)

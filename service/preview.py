@@ -21,6 +21,7 @@ from rich.markup import escape
 from constitution import diff as by_meaning
 from constitution import snapshot
 from constitution.diff import Edit
+from constitution.loader import packaged
 from generators import prompts
 from service import _preview_page, run
 from service._chains import Walk, is_run, walk_of
@@ -116,6 +117,8 @@ def _document(job: Job) -> tuple[Document, Path, str]:
 def _place(side: str) -> str:
     """How a recipe names a side: packaged names as they are, paths from the root."""
     path = Path(side)
+    if side in packaged():
+        return side
     if path.is_dir() and is_run(path):
         path = path / snapshot.NAME
         if not path.is_file():

@@ -411,3 +411,11 @@ def test_long_replies_cost_no_less_than_short_ones(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(SIXTEEN.replace("Say where rule", "Tell where rule"))
     told = _replay.impact(_chains.open_run(tmp_path / "runs/one"), constitution.load(tmp_path / "mine.yaml"))
     assert told.most == go(recipe, "two", long)["asked"] == 10 * (8 + 2)
+
+
+def test_a_packaged_name_means_the_constitution_whatever_folder_lies_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nano").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert edits.open_side("nano").constitution.name == "nano"
