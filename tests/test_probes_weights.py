@@ -293,6 +293,14 @@ def test_names() -> None:
     assert {n: (class_of(n), layer_of(n)) for n in named} == named
 
 
+def test_a_legend_tells_pairs_of_steps_apart() -> None:
+    base, ends = "nano:assistant", ("runs/sft", "runs/dpo", "runs/ppo")
+    sft, dpo, ppo = (f"{base} to {end}" for end in ends)
+    assert _weights_page.pair_label([sft, dpo]) == "runs/sft / runs/dpo"
+    assert len({_weights_page.pair_label(p) for p in ([sft, dpo], [sft, ppo], [dpo, ppo])}) == 3
+    assert _weights_page.pair_label([f"a to {base}", sft]) == f"a to {base} / {sft}"
+
+
 def test_the_page_shows_names_as_text(tmp_path: Path) -> None:
     stages: list[Stage] = []
     for name in ("a", "<script>alert(1)<"):

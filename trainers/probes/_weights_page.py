@@ -3,6 +3,7 @@
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tenet.drawings import COLOURS, GRID, SOFT, drawn, short
@@ -201,6 +202,12 @@ def _ranks_plot(steps: list[dict[str, Any]]) -> str:
     return drawn(draw, 8.4, 1.3 + 0.35 * len(kinds))
 
 
+def pair_label(steps: Sequence[str]) -> str:
+    """Two steps in a legend: where both start from one stage, their ends are what tells them from other pairs."""
+    starts, ends = zip(*(s.rpartition(" to ")[::2] for s in steps), strict=True)
+    return " / ".join(short(name) for name in (ends if len(set(starts)) == 1 else steps))
+
+
 def _between(between: list[dict[str, Any]]) -> list[Block]:
     if not between:
         return []
@@ -222,7 +229,7 @@ def _between(between: list[dict[str, Any]]) -> list[Block]:
             for i, pair in enumerate(between):
                 points = sorted((int(k), v["degrees"]) for k, v in pair["layers"].items() if v["degrees"] is not None)
                 axes.plot([x for x, _ in points], [y for _, y in points], "o-", color=COLOURS[i % len(COLOURS)],
-                          markersize=4, label=short(" / ".join(pair["steps"])))  # fmt: skip
+                          markersize=4, label=pair_label(pair["steps"]))  # fmt: skip
             axes.axhline(90, color=SOFT, linewidth=1, linestyle=":")
             axes.set_ylim(0, 180)
             axes.set_yticks([0, 45, 90, 135, 180])
