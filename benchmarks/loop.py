@@ -117,16 +117,17 @@ def train(folder: Path, arm: str, seed: int, stages: Sequence[str]) -> None:
     """One seed's stages under one constitution."""
     for name in stages:
         kind, own = STAGES[name]
-        if (folder / arm / f"{name}-{seed}" / "manifest.json").exists():
-            continue  # the command would say so too, but only after it has loaded everything
         said: dict[str, Any] = {"model": BASE, "data": f"runs/{arm}", "out": f"{arm}/{name}-{seed}", "seed": seed}
         if kind == "sft":
             said["data"] = [{"path": f"runs/{arm}", "rounds": "last"}]
         if kind == "ppo":
             said |= {"data": "prompts.jsonl", "reward": {"model": f"{arm}/reward-{seed}", "unended_penalty": 1.0}}
         config = f"configs/{arm}-{name}-{seed}.yaml"
+        before = (folder / config).read_text(encoding="utf-8") if (folder / config).exists() else ""
         write(folder / config, {**said, **own})
-        tenet(folder, "train", kind, config)
+        done = (folder / arm / f"{name}-{seed}" / "manifest.json").exists()
+        if not done or (folder / config).read_text(encoding="utf-8") != before:  # else it only loads, to do nothing
+            tenet(folder, "train", kind, config)
 
 
 def untied(model: str, to: Path) -> Path:
