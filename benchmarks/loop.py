@@ -6,6 +6,7 @@ nano:assistant. Replies to held-out questions are then drawn by vLLM and read by
 Every step is the `tenet` command in a process of its own, so a stopped benchmark goes on where it was. Prints JSON.
 
     python -P benchmarks/loop.py --folder runs/loop [--seeds 3] [--prompts 400] [--held 1000] [--jobs 2]
+    python -P benchmarks/loop.py --folder runs/caveat --left-out caveat --stages dpo --seeds 1
 """
 
 from __future__ import annotations
@@ -268,7 +269,7 @@ def measure(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     seeds = range(given.seeds)
     models = {f"base {s}": (BASE, s) for s in seeds} | {
         f"{arm} {name} {s}": (str((folder / arm / f"{name}-{s}").resolve()), s)
-        for arm, stages in ARMS.items() for name in stages if name != "reward" for s in seeds
+        for arm, stages in ARMS.items() for name in stages if name in given.stages and name != "reward" for s in seeds
     }  # fmt: skip
     said = asyncio.run(replies(folder, models, asked))
     found: dict[str, list[dict[str, Any]]] = {}
@@ -279,14 +280,15 @@ def measure(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
         found.setdefault(name.rpartition(" ")[0], []).append(read)
         rows = [{"question": q, "reply": r.text} for q, r in zip(asked, said[name], strict=True)]
         write(folder / "replies" / f"{name.replace(' ', '-')}.jsonl", rows)
-    rm = [asyncio.run(rewarded(folder / "named" / f"reward-{s}", folder / "runs" / "held")) for s in seeds]
-    key = "named faults"
-    soft, hard = ([p[key]["value"] for p in found[f"named {name}"]] for name in ("dpo", "dpo-hard"))
-    return {
-        "stages": {name: together(parts) for name, parts in found.items()},
-        "reward model on held-out pairs": together(rm),
-        "soft less hard labels, named faults": spread([a - b for a, b in zip(soft, hard, strict=True)]),
-    }
+    report: dict[str, Any] = {"stages": {name: together(parts) for name, parts in found.items()}}
+    if "reward" in given.stages:
+        rm = [asyncio.run(rewarded(folder / "named" / f"reward-{s}", folder / "runs" / "held")) for s in seeds]
+        report["reward model on held-out pairs"] = together(rm)
+    if {"dpo", "dpo-hard"} <= set(given.stages):
+        key = "named faults"
+        soft, hard = ([p[key]["value"] for p in found[f"named {name}"]] for name in ("dpo", "dpo-hard"))
+        report["soft less hard labels, named faults"] = spread([a - b for a, b in zip(soft, hard, strict=True)])
+    return report
 
 
 def main() -> None:
@@ -298,11 +300,14 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=120, help="Of those, how many give held-out pairs.")
     parser.add_argument("--left-out", default="flattery", help="The rule that the second constitution lacks.")
     parser.add_argument("--jobs", type=int, default=2, help="Trainings at a time, on one thread each.")
+    parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES), help="ppo needs reward.")
     given = parser.parse_args()
     folder = given.folder
     generate(folder, given)
     with ThreadPoolExecutor(given.jobs) as pool:
-        chains = [(arm, s, names) for s in range(given.seeds) for arm, names in ARMS.items()]
+        chains = [
+            (arm, s, [n for n in names if n in given.stages]) for s in range(given.seeds) for arm, names in ARMS.items()
+        ]
         for job in [pool.submit(train, folder, *chain) for chain in chains]:
             job.result()
     read = time.monotonic()
