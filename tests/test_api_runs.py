@@ -195,6 +195,15 @@ def typed(folder: Path, out: Path, more: str, limit: int) -> None:
     asyncio.run(run.execute(recipes.open_recipe(folder / "r.yaml", [], str(out)), Window(limit)))
 
 
+def test_a_job_that_is_stopped_before_it_can_say_so_is_stopped(client: httpx.Client) -> None:
+    client.post("/v1/runs", json={"recipe": SLOW.replace("7", "9"), "name": "brief", "limit": 2}).raise_for_status()
+    client.post("/v1/runs/brief/cancel", params={"now": True}).raise_for_status()
+    brief = run_ends(client, "brief")
+    assert (brief["state"], brief["reason"].partition(" ")[0]) == ("stopped", "stopped")
+    client.post("/v1/runs/brief/resume").raise_for_status()
+    assert run_ends(client, "brief")["state"] == "whole"
+
+
 def test_a_killed_job_is_a_crash_with_its_reason_and_goes_on(
     client: httpx.Client, place: Path, tmp_path: Path
 ) -> None:

@@ -115,6 +115,8 @@ class Jobs:
         job = self._with_exit(job)
         if job.exit is None:
             return Status("crashed", job.note or "its process ended without a word while the service was away")
+        if -job.exit in (signal.SIGINT, signal.SIGTERM) and (self.folder(job.name) / "stop").exists():
+            return Status("stopped", "stopped before it began")  # its Python had not come far enough to say so itself
         how = f"killed by signal {-job.exit}" if job.exit < 0 else f"ended with status {job.exit}"
         tail = _tail(self.folder(job.name) / "log")
         return Status("crashed", f"its process was {how}" + (f"; its last words: {tail}" if tail else ""))
