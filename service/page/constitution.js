@@ -97,10 +97,13 @@ function result(r, path) {
 }
 
 function flip(f) {
-  const side = (name, s) => {
-    const marked = differences(s.a || "", s.b || "");
-    return h("div", {}, h("h3", {}, `${name}: ${s.label}`, h("span", { class: "muted small" }, s.p_a === null || s.p_a === undefined ? "" : ` p of A ${fixed(s.p_a)}`)), s.a !== undefined && s.a !== null && [said(s.a, marked && marked[0]), said(s.b, marked && marked[1])],
-      h("div", { class: "muted small" }, (s.votes || []).map((v) => `${v.principle} ${v.order || ""}: ${v.label}`).join(", ")), s.why && h("div", { class: "muted small" }, line(s.why, 200)));
+  const word = (name, s) => [h("h3", {}, `${name}: ${s.label}`, h("span", { class: "muted small" }, s.p_a === null || s.p_a === undefined ? "" : ` p of A ${fixed(s.p_a)}`)),
+    h("div", { class: "muted small" }, (s.votes || []).map((v) => `${v.principle} ${v.order || ""}: ${v.label}`).join(", "), s.why && [" ", line(s.why, 200)])];
+  const texts = (s) => {
+    if (typeof s.a !== "string" || typeof s.b !== "string") return [];
+    const marked = differences(s.a, s.b, 0.3);
+    return ["a", "b"].map((k, i) => h("div", {}, h("div", { class: "muted small" }, k.toUpperCase()), said(s[k], marked && marked[i])));
   };
-  return h("article", { class: "panel" }, h("div", { class: "muted small" }, `${f.place}${f.same_texts ? ", the same texts" : ""}`), said(f.prompt), h("div", { class: "cols" }, side("before", f.old), side("after", f.new)));
+  return h("article", { class: "panel" }, h("div", { class: "muted small" }, `${f.place}${f.same_texts ? ", the same texts under both" : ""}`), said(f.prompt), f.same_texts && h("div", { class: "cols" }, texts(f.old)),
+    h("div", { class: "cols" }, h("div", {}, word("before", f.old), !f.same_texts && texts(f.old)), h("div", {}, word("after", f.new), !f.same_texts && texts(f.new))));
 }

@@ -26,6 +26,15 @@ export function show(parent, ...children) {
   return put(parent, children);
 }
 
+/** Shows new children; who stood on one of the old ones by keyboard stands on the new one in its place. */
+export function redraw(parent, ...children) {
+  const stops = () => [...parent.querySelectorAll("a, button, input, select, summary, [tabindex]")];
+  const at = stops().indexOf(document.activeElement);
+  show(parent, ...children);
+  if (at >= 0) stops()[at]?.focus({ preventScroll: true });
+  return parent;
+}
+
 /** A table: `head` are texts, or [text, "n"] for a column of numbers; cells may be nodes. */
 export function table(head, rows, caption = "") {
   const kinds = head.map((x) => (Array.isArray(x) ? x[1] : ""));

@@ -13,8 +13,6 @@ export function editor({ value, label, rows, oninput }) {
     numbers.scrollTop = area.scrollTop;
   }
   area.addEventListener("scroll", () => { numbers.scrollTop = area.scrollTop; });
-  // The numbers are as high as the field, also where a reader pulls at its corner.
-  new ResizeObserver(() => { numbers.style.height = `${area.offsetHeight}px`; }).observe(area);
   area.addEventListener("input", () => { number(); oninput(); });
   number();
   return {

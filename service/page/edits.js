@@ -20,5 +20,7 @@ function change(c) {
 function words(before, after) {
   const marked = pieces(before, after);
   if (!marked) return [said(before), said(after)];
+  // Where nothing is left of the old words, marks alone would run together.
+  if (before && after && !marked.some(([op, t]) => op === "same" && t.trim())) return said(before + after, [h("del", {}, signed(before)), " → ", h("ins", {}, signed(after))]);
   return said(before + after, marked.map(([op, t]) => (op === "same" ? signed(t) : h(op === "out" ? "del" : "ins", {}, signed(t)))));
 }

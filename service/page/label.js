@@ -109,7 +109,7 @@ async function labelling({ place, signal }, set, rater) {
     show(top, h("span", {}, rater), bar(given + left ? given / (given + left) : 1, "labelled"), h("span", { class: "muted" }, `${count(given)} labelled, ${count(left)} may still come`),
       h("span", { id: "saved", class: unsaved.size ? "bad" : "muted" }, unsaved.size ? `${unsaved.size} not saved yet, trying again` : given ? "all saved" : ""));
     if (!what) { show(pair, done()); show(foot); return; }
-    const marked = differences(what.left, what.right), before = at >= 0 ? mine[at].label : "";
+    const marked = differences(what.left, what.right, 0.3), before = at >= 0 ? mine[at].label : "";
     const side = (name, text, i) => h("section", {}, h("h2", {}, name), said(text, marked && marked[i], { id: name.toLowerCase() }));
     show(pair, told && h("details", {}, h("summary", {}, "What to look for"), said(told)), at >= 0 && h("p", { class: "warn" }, `You said: ${SAID[before]}. Another key changes it; j goes on.`),
       h("section", {}, h("h2", {}, "Prompt"), conversation(what.prompt)), h("div", { class: "cols" }, side("Left", what.left, 0), side("Right", what.right, 1)));
@@ -121,6 +121,7 @@ async function labelling({ place, signal }, set, rater) {
   function done() {
     const judged = mine.some((m) => m.judge);
     const same = mine.filter((m) => m.judge === m.label).length, known = mine.filter((m) => m.judge).length;
+    if (!mine.length) return h("p", {}, "There is no pair for you in this set: each has the labels it wants.");
     return [h("h2", {}, "Nothing is left for you"), h("p", {}, `You gave ${count(given)} labels. Thank you.`), judged && h("p", {}, `The judge says the same on ${count(same)} of ${count(known)}.`),
       table(["Prompt", "You", ...(judged ? ["Judge"] : [])], mine.map((m) => [line(m.prompt.at(-1).content, 100), SAID[m.label], ...(judged ? [m.judge ? SAID[m.judge] : "–"] : [])])),
       may("read") && link(to("agreement", set), "See the agreement")];

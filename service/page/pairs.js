@@ -115,14 +115,30 @@ function pair(row) {
     !marked && h("p", { class: "muted small" }, "Too long for word differences."), votes(v), members(v));
 }
 
+const ORDERS = [["ab", "A first"], ["ba", "B first"], [null, "each alone"]];
+
+/** A line for each question, with what it was answered in either slot order. */
 function votes(v) {
   if (!v.votes.length) return null;
-  const some = (pick) => v.votes.some(pick);
-  const head = ["Principle", "Order", "Says", ["p of A", "n"], ["log p, A", "n"], ["log p, B", "n"]];
-  const extra = [[some((x) => x.scores), "Scores", (x) => (x.scores ? x.scores.map((s) => fixed(s)).join(" / ") : "")], [some((x) => x.member), "Member", (x) => x.member],
-    [some((x) => x.rationale), "Rationale", (x) => said(x.rationale)], [some((x) => x.why || x.fault), "Note", (x) => line([x.why, x.fault].filter(Boolean).join("; "), 300)]].filter(([on]) => on);
-  return table([...head, ...extra.map(([, name]) => name)], v.votes.map((x) => [x.principle || "(none)", x.order === "ab" ? "A first" : x.order === "ba" ? "B first" : "alone", x.label,
-    fixed(x.p_a, 3), ...(x.logprobs ? x.logprobs.map((l) => fixed(l, 3)) : ["–", "–"]), ...extra.map(([, , cell]) => cell(x))]), "Each principle's vote; log-probabilities in nats");
+  const orders = ORDERS.filter(([o]) => v.votes.some((x) => x.order === o)), questions = new Map();
+  for (const x of v.votes) {
+    const key = JSON.stringify([x.principle, x.member, x.sample]);
+    questions.set(key, [...(questions.get(key) || []), x]);
+  }
+  const some = (pick) => v.votes.some(pick), scored = some((x) => x.scores);
+  const extra = [[some((x) => x.member), "Member", (all) => all[0].member], [some((x) => x.sample), "Sample", (all) => all[0].sample],
+    [some((x) => x.rationale), "Rationale", (all) => all.filter((x) => x.rationale).map((x) => said(x.rationale))],
+    [some((x) => x.why || x.fault), "Note", (all) => line(all.flatMap((x) => [x.why, x.fault]).filter(Boolean).join("; "), 300)]].filter(([on]) => on);
+  const head = orders.flatMap(([, name]) => [`${name}: says`, ["p of A", "n"], ["log p A", "n"], ["log p B", "n"], ...(scored ? [["scores", "n"]] : [])]);
+  const cells = (x) => (x ? [x.label, fixed(x.p_a, 3), ...(x.logprobs ? x.logprobs.map((l) => fixed(l, 3)) : ["–", "–"]), ...(scored ? [x.scores ? x.scores.map((n) => fixed(n)).join(" / ") : "–"] : [])]
+    : ["not asked", "", "", "", ...(scored ? [""] : [])]);
+  const rows = [...questions.values()];
+  const made = table(["Principle", ...head, ...extra.map(([, name]) => name)],
+    rows.map((all) => [all[0].principle || "(none)", ...orders.flatMap(([o]) => cells(all.find((x) => x.order === o))), ...extra.map(([, , cell]) => cell(all))]), "Each principle's vote in either slot order; log-probabilities in nats");
+  for (const [i, row] of [...made.querySelectorAll("tbody tr")].entries()) {
+    if (new Set(rows[i].map((x) => x.label)).size > 1) for (let k = 0; k < orders.length; k++) row.children[1 + k * (scored ? 5 : 4)].classList.add("off");
+  }
+  return made;
 }
 
 function members(v) {

@@ -1,6 +1,6 @@
 // One run: what it does while it does it, what became of its prompts, what it cost, and its files.
 
-import { bars, count, duration, facts, fixed, h, link, show, state, table, tell, to } from "./dom.js";
+import { bars, count, duration, facts, fixed, h, link, redraw, show, state, table, tell, to } from "./dom.js";
 import { follow, get, may, post, query } from "./api.js";
 import { problem } from "./text.js";
 
@@ -11,7 +11,7 @@ export async function view({ place, at, signal, naming }) {
   naming(name);
   const head = h("div", { "aria-live": "polite" }), live = h("div"), rest = h("div"), wrong = h("div");
   show(place, head, wrong, live, rest);
-  let run = await get(path, signal), busy = false, again = false;
+  let run = await get(path, signal), busy = false, again = false, said = "";
   const warnings = [];
 
   const act = (what, said) => h("button", { type: "button", onclick: async () => {
@@ -21,7 +21,8 @@ export async function view({ place, at, signal, naming }) {
 
   function draw() {
     const active = ACTIVE.includes(run.state), mine = run.by === "service" && may("run");
-    show(head, h("div", { class: "row" }, state(run.state), run.stage && h("span", { class: "muted" }, run.stage),
+    const now = JSON.stringify([run.state, run.stage, run.reason, warnings, run.records.outcome > 0]);
+    if (now !== said) redraw(head, h("div", { class: "row" }, state(run.state), run.stage && h("span", { class: "muted" }, run.stage),
       h("a", { class: "button", href: to("pairs", name) }, "Pairs"),
       mine && active && run.state !== "stopping" && act("cancel", "Stop"),
       mine && active && act("cancel?now=true", "Stop at once"),
@@ -29,7 +30,8 @@ export async function view({ place, at, signal, naming }) {
       mine && run.recipe && link("#/new" + query({ from: name }), "Start another from this recipe"),
       may("run") && run.records.outcome > 0 && link("#/label" + query({ run: name }), "Have its pairs labelled")),
     run.reason && h("p", { class: "warn" }, run.reason), warnings.map((w) => h("p", { class: "warn" }, w)));
-    show(live, progress(run, name));
+    said = now; // a button that is being pressed must not be taken away for every event
+    redraw(live, progress(run, name));
   }
 
   // The stream tells when something happened; the counts are asked for, at most one request at a time.
@@ -65,16 +67,16 @@ export async function view({ place, at, signal, naming }) {
 }
 
 function progress(run, name) {
-  const p = run.progress, r = run.records || {}, planned = run.estimate?.stages || [];
-  const pairDrops = sum(run.drops.pair), judged = (r.preference || 0) + (r.judged || 0);
-  const unjudged = Object.entries(run.drops.pair || {}).filter(([s]) => s !== "judge").reduce((n, [, d]) => n + sum(d), 0);
+  const p = run.progress, r = run.records, planned = run.estimate?.stages || [];
+  const judged = (r.preference || 0) + (r.judged || 0);
+  const made = sum(run.drops.pair) + (r.preference || 0); // every pair ends as a preference or dropped
   const replies = planned.find((s) => s.name === "respond")?.calls || 0;
   const calls = planned.reduce((n, s) => n + s.calls, 0), paid = Object.values(run.usage).reduce((n, u) => n + u.calls, 0);
   const of = (n, all) => (all ? `${count(n)} of ${count(all)}` : count(n));
   const rows = [];
   if (p) rows.push(["Prompts ended", p.total ? p.done / p.total : 0, of(p.done, p.total)]);
   rows.push(["Replies, revised", replies ? (r.candidate || 0) / replies : r.candidate ? 1 : 0, of(r.candidate || 0, replies)]);
-  rows.push(["Pairs judged", judged + unjudged ? judged / (judged + unjudged) : 0, of(judged, judged + unjudged)]);
+  rows.push(["Pairs judged", made ? judged / made : 0, of(judged, made)]);
   rows.push(["Preferences kept", judged ? (r.preference || 0) / judged : 0, of(r.preference || 0, judged)]);
   if (calls) rows.push(["Calls paid", paid / calls, `${count(paid)}, planned ${count(calls)}`]);
   const a = run.agreement;
@@ -86,7 +88,7 @@ function progress(run, name) {
       ["longer chosen", a.uneven ? `${count(a.longer_chosen)} of ${count(a.uneven)}` : ""], ["starts", run.attempts > 1 ? run.attempts : ""]]),
     h("div", { class: "cols" },
       h("section", {}, h("h2", {}, "Stages"), bars(rows)),
-      h("section", {}, h("h2", {}, "Dropped, by reason"), drops(run, name, pairDrops))),
+      h("section", {}, h("h2", {}, "Dropped, by reason"), drops(run, name))),
     Object.keys(run.usage).length > 0 && h("section", {}, h("h2", {}, "Cost"), table(["Engine", ["Calls", "n"], ["Prompt tokens", "n"], ["of these cached", "n"], ["Reply tokens", "n"]],
       Object.entries(run.usage).map(([engine, u]) => [engine, count(u.calls), count(u.prompt_tokens), count(u.cached_tokens), count(u.completion_tokens)]))),
   ];

@@ -1,6 +1,6 @@
 // The list of runs, alive while one of them is.
 
-import { bar, count, fixed, h, link, show, state, table, to } from "./dom.js";
+import { bar, count, fixed, h, link, redraw, show, state, table, to } from "./dom.js";
 import { every, get, may, query } from "./api.js";
 
 const ACTIVE = ["queued", "running", "stopping"];
@@ -21,13 +21,12 @@ export async function view({ place, at, signal, naming }) {
     const page = await get("/v1/runs" + query({ limit: 50, after }), signal);
     const text = JSON.stringify(page);
     // What has not changed is left as it is: a reader's place and choice stay.
-    if (text !== before) show(rows, page.runs.length ? list(page.runs, box) : empty(), page.next && link("#/runs" + query({ after: page.next }), "Older runs"));
+    if (text !== before) redraw(rows, page.runs.length ? list(page.runs, box) : empty(), page.next && link("#/runs" + query({ after: page.next }), "Older runs"));
     before = text;
     return page.runs.some((r) => ACTIVE.includes(r.state));
   }
   let busy = await load(), calm = 0;
   every(1000, signal, async () => {
-    if (rows.contains(document.activeElement) && document.activeElement.type === "checkbox") return;
     if (busy || ++calm % 5 === 0) busy = await load();
   });
 }

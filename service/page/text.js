@@ -44,10 +44,15 @@ export function line(text, most = 160) {
   return h("bdi", { class: "inline" }, signed(cut ? characters.slice(0, most).join("") + "…" : one));
 }
 
-/** Two lists of nodes: the first with what only it says marked, and the second. Null where that would take too long. */
-export function differences(first, second) {
+/**
+ * Two lists of nodes: the first with what only it says marked, and the second. Null where that would take too long, or
+ * where less than `least` of the longer text is the same, so that marks would say nothing.
+ */
+export function differences(first, second, least = 0) {
   const marked = pieces(first, second);
   if (!marked) return null;
+  const same = marked.reduce((n, [op, t]) => n + (op === "same" ? t.trim().length : 0), 0);
+  if (same < least * Math.max(first.length, second.length)) return null;
   // One mark for both sides: neither reply is the right one.
   const side = (mine) => marked.filter(([op]) => op === "same" || op === mine).map(([op, t]) => (op === "same" ? signed(t) : h("mark", {}, signed(t)))).flat();
   return [side("out"), side("in")];
