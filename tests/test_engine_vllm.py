@@ -346,7 +346,7 @@ class Mortal:
             raise RuntimeError("the weights are gone")
         return share[1]
 
-    async def submit(self, questions: list[tuple[int, str]]) -> None:
+    async def submit(self, loop: int, questions: list[tuple[int, str]]) -> None:
         answers: list[tuple[int, str]] = []
         for number, word in questions:
             once = Path(self.plan["once"])

@@ -23,6 +23,7 @@ from service import recipe as recipes
 from service import run
 from tenet.engines import Reply, Request, Sampling
 from tenet.engines.openai import Settings, build
+from tenet.errors import LedgerError
 from tenet.ledger import Rows
 from tenet.records import Message
 
@@ -189,11 +190,13 @@ def test_killed_with_vllm_every_stored_reply_is_reused_and_all_is_accounted_for(
         command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 120
-    while _ended(folder) < 20 and time.monotonic() < deadline:
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    try:
+        while _ended(folder) < 20 and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     before = _calls(tmp_path / "runs/calls.sqlite")
     done = {r["id"]: r for r in map(_named, records(folder, "candidate"))}
     assert 20 <= _ended(folder) < 121
@@ -218,8 +221,11 @@ def _named(candidate: dict[str, Any]) -> dict[str, Any]:
 def _ended(folder: Path) -> int:
     if not (folder / "rows.sqlite").exists():
         return 0
-    with Rows(folder, readonly=True) as rows:
-        return sum(1 for _ in rows.iterate("outcome"))
+    try:
+        with Rows(folder, readonly=True) as rows:
+            return sum(1 for _ in rows.iterate("outcome"))
+    except LedgerError:
+        return 0  # the file is there, and its tables are being made
 
 
 def _calls(path: Path) -> dict[str, str]:

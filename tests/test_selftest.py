@@ -225,12 +225,12 @@ def lose_the_last_batch(m: pytest.MonkeyPatch) -> None:
 def swap_in_the_export(m: pytest.MonkeyPatch) -> None:
     row = export.preference_row
     swapped = {"chosen": "rejected", "rejected": "chosen"}
-    m.setattr(export, "preference_row", lambda p, s: (r := row(p, s)) | {k: r[v] for k, v in swapped.items()})
+    m.setattr(export, "preference_row", lambda *given: (r := row(*given)) | {k: r[v] for k, v in swapped.items()})
 
 
 def write_one_text_twice(m: pytest.MonkeyPatch) -> None:
     row = export.preference_row
-    m.setattr(export, "preference_row", lambda p, s: (r := row(p, s)) | {"rejected": r["chosen"]})
+    m.setattr(export, "preference_row", lambda *given: (r := row(*given)) | {"rejected": r["chosen"]})
 
 
 def never_shuffle(m: pytest.MonkeyPatch) -> None:
