@@ -249,8 +249,9 @@ def _similarity(replies: Sequence[Reply]) -> dict[str, Any]:
     n = len(replies)
     if n < 2:
         return {"value": None, "why": "one reply has none to be like"}
+    model: Any = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\w+")
     try:
-        vectors = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\w+").fit_transform([r.text for r in replies])
+        vectors = model.fit_transform([r.text for r in replies])
     except ValueError:
         return {"value": None, "why": "the replies hold no words"}
     total = vectors.sum(axis=0)
