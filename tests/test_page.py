@@ -169,6 +169,7 @@ def test_filters_stand_in_the_address_and_a_chain_shows_every_vote(page: Page, c
     page.sees("h1", f"first, prompt {rows[0]['ordinal']}")
     record = rows[0]["record"]
     article = tab.locator("article").filter(has_text="is preferred").first
+    article.wait_for()
     said = [" ".join(t.split()) for t in article.locator(".said").all_inner_texts()]
     assert said[:2] == [" ".join(record["comparison"][k].split()) for k in "ab"]
     assert article.locator("mark").count() > 0
