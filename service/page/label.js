@@ -82,7 +82,7 @@ function queue(set, rater) {
 async function labelling({ place, signal }, set, rater) {
   const path = `/v1/labels/${encodeURIComponent(set)}`, who = query(session.name ? {} : { rater });
   const unsaved = queue(set, rater);
-  const top = h("div", { class: "row" }), pair = h("div"), foot = h("div"), wrong = h("div"), people = h("div");
+  const top = h("div", { class: "row" }), pair = h("div"), foot = h("div", { class: "labelbar" }), wrong = h("div"), people = h("div");
   show(place, top, wrong, pair, foot, people);
   let open = null, shown = null, given = 0, left = 0, since = 0, told = "", mine = [], at = -1, busy = false;
 
@@ -114,7 +114,7 @@ async function labelling({ place, signal }, set, rater) {
     show(pair, told && h("details", {}, h("summary", {}, "What to look for"), said(told)), at >= 0 && h("p", { class: "warn" }, `You said: ${SAID[before]}. Another key changes it; j goes on.`),
       h("section", {}, h("h2", {}, "Prompt"), conversation(what.prompt)), h("div", { class: "cols" }, side("Left", what.left, 0), side("Right", what.right, 1)));
     const button = (key, said, label) => h("button", { type: "button", "aria-pressed": before === label ? "true" : undefined, onclick: () => give(label) }, h("kbd", {}, key), " ", said);
-    show(foot, h("div", { class: "row labelbar" }, button("1", "Left is better", "left"), button("2", "Right is better", "right"), button("3", "Tie", "tie"),
+    show(foot, h("div", { class: "row" }, button("1", "Left is better", "left"), button("2", "Right is better", "right"), button("3", "Tie", "tie"),
       h("button", { type: "button", onclick: undo }, h("kbd", {}, "u"), " Undo"), h("button", { type: "button", onclick: () => step(-1) }, h("kbd", {}, "k"), " Back"), h("button", { type: "button", onclick: () => step(1) }, h("kbd", {}, "j"), " On")));
   }
 
