@@ -196,7 +196,7 @@ def typed(folder: Path, out: Path, more: str, limit: int) -> None:
 
 
 def test_a_job_that_is_stopped_before_it_can_say_so_is_stopped(client: httpx.Client) -> None:
-    client.post("/v1/runs", json={"recipe": SLOW.replace("7", "9"), "name": "brief", "limit": 2}).raise_for_status()
+    client.post("/v1/runs", json={"recipe": SLOW.replace("7", "9"), "name": "brief", "limit": 12}).raise_for_status()
     client.post("/v1/runs/brief/cancel", params={"now": True}).raise_for_status()
     brief = run_ends(client, "brief")
     assert (brief["state"], brief["reason"].partition(" ")[0]) == ("stopped", "stopped")
