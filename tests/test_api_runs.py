@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -202,6 +204,22 @@ def test_a_job_that_is_stopped_before_it_can_say_so_is_stopped(client: httpx.Cli
     assert (brief["state"], brief["reason"].partition(" ")[0]) == ("stopped", "stopped")
     client.post("/v1/runs/brief/resume").raise_for_status()
     assert run_ends(client, "brief")["state"] == "whole"
+
+
+def test_a_stop_whose_signal_was_lost_while_python_started_still_stops(client: httpx.Client, place: Path) -> None:
+    asked = {"recipe": SLOW.replace("7", "11"), "name": "deaf", "limit": 12}
+    client.post("/v1/runs", json=asked).raise_for_status()
+    client.post("/v1/runs/deaf/cancel").raise_for_status()
+    run_ends(client, "deaf")
+    folder = place / "runs/.service/jobs/deaf"
+    (folder / "outcome.json").unlink(missing_ok=True)
+    assert (folder / "stop").exists()
+    lock = lockfile.take(folder / "lock")
+    assert lock is not None
+    command = [sys.executable, "-m", "service.api.worker", str(folder), "2", str(lock)]
+    subprocess.run(command, pass_fds=(lock,), cwd=place, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+    os.close(lock)
+    assert json.loads((folder / "outcome.json").read_text())["state"] == "stopped"
 
 
 def test_a_killed_job_is_a_crash_with_its_reason_and_goes_on(

@@ -19,6 +19,7 @@ from service.api.keys import now
 from service.api.problems import Refusal
 from service.api.settings import Limits
 from service.api.store import Store
+from tenet.errors import TenetError
 
 State = Literal["queued", "running", "stopping", "whole", "stopped", "short", "failed", "crashed", "interrupted"]
 _TRIES = 3
@@ -56,7 +57,6 @@ class Jobs:
         self._store, self._limits = store, limits
         self._home = home / "jobs"
         self._children: dict[str, subprocess.Popen[bytes]] = {}
-        self._watch: asyncio.Task[None] | None = None
 
     def folder(self, name: str) -> Path:
         """The files of a job: its recipe, events, outcome, lock and log."""
@@ -199,8 +199,11 @@ class Jobs:
         """Until it is cancelled: starts jobs as others end."""
         while True:
             await asyncio.sleep(0.2)
-            if self._children or any(j.queued for j in self.listed()):
-                self.advance()
+            try:
+                if self._children or any(j.queued for j in self.listed()):
+                    self.advance()
+            except TenetError as error:  # a disk that is full for a while must not end the watch for good
+                print(f"tenet serve: {error}", file=sys.stderr)
 
     def close(self) -> None:
         """Lets go of the jobs, which live on."""

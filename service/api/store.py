@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tenet.ledger import explain
+from tenet.ledger import atomic, explain
 
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS keys(name TEXT PRIMARY KEY, id TEXT NOT NULL UNIQUE, hash BLOB NOT NULL, "
@@ -72,15 +72,12 @@ class Store:
         """One transaction: all of it is committed on leaving, or nothing. LedgerError; IntegrityError passes."""
         with self._lock:
             try:
-                self._db.execute("BEGIN IMMEDIATE")
-                yield self._db
-                self._db.execute("COMMIT")
-            except BaseException as error:
-                if self._db.in_transaction:
-                    self._db.rollback()
-                if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError):
-                    raise explain(self._path, error) from error
+                with atomic(self._db):
+                    yield self._db
+            except sqlite3.IntegrityError:
                 raise
+            except sqlite3.Error as error:
+                raise explain(self._path, error) from error
 
     def close(self) -> None:
         with self._lock:

@@ -111,6 +111,9 @@ async def _generate(folder: Path, spec: dict[str, Any], events: Events) -> dict[
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop)
     loop.add_signal_handler(signal.SIGINT, task.cancel)
+    if (folder / "stop").exists():
+        # asked to while Python was starting: a library's import may have swallowed the interrupt
+        task.cancel()
     manifest = await task
     tally(pipelines[-1].tally, last=True)
     agreed = manifest["agreement"]

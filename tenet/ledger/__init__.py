@@ -4,8 +4,8 @@ Both need a local disk: WAL shares memory between processes, which network file 
 """
 
 from tenet.ledger._lock import in_use
-from tenet.ledger._sqlite import explain
+from tenet.ledger._sqlite import atomic, explain
 from tenet.ledger.calls import Calls, StoredReply
 from tenet.ledger.rows import DROPPED, Counts, Row, Rows
 
-__all__ = ["DROPPED", "Calls", "Counts", "Row", "Rows", "StoredReply", "explain", "in_use"]
+__all__ = ["DROPPED", "Calls", "Counts", "Row", "Rows", "StoredReply", "atomic", "explain", "in_use"]

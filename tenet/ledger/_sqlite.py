@@ -141,6 +141,19 @@ class Reader:
         self._db.close()
 
 
+@contextlib.contextmanager
+def atomic(db: sqlite3.Connection) -> Generator[None]:
+    """One transaction: committed on leaving, or rolled back whatever went wrong."""
+    try:
+        db.execute("BEGIN IMMEDIATE")
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.rollback()
+        raise
+
+
 class Writer(Generic[J, R]):
     """Commits jobs in groups. `work(db, jobs)` runs inside a transaction and returns a result each.
 
@@ -177,15 +190,10 @@ class Writer(Generic[J, R]):
         """All or nothing; waits for the thread's own commit."""
         with self._lock:
             try:
-                self._db.execute("BEGIN IMMEDIATE")
-                yield self._db
-                self._db.execute("COMMIT")
-            except BaseException as error:
-                if self._db.in_transaction:
-                    self._db.rollback()
-                if isinstance(error, (sqlite3.Error, OverflowError, UnicodeError)):
-                    raise self._explain(self._path, error) from error
-                raise
+                with atomic(self._db):
+                    yield self._db
+            except (sqlite3.Error, OverflowError, UnicodeError) as error:
+                raise self._explain(self._path, error) from error
 
     def close(self) -> None:
         """Commits what is waiting and closes the connection. May be called twice."""
