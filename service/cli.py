@@ -1,4 +1,4 @@
-"""The command line: `tenet generate`, `tenet judge`, `tenet demo`, `tenet nano`."""
+"""The command line: `tenet generate`, `tenet judge`, `tenet train`, …; groups of commands have files of their own."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import typer
 
 from service.constitution_cli import constitution
 from service.edits_cli import runs
+from service.inspect_cli import inspect
+from service.nano_cli import nano
 from service.serve_cli import keys, serve
 from tenet.errors import AccountingError, InputError, TenetError
 
@@ -21,9 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-nano = typer.Typer(help="The bundled toy models.", no_args_is_help=True)
 app.add_typer(nano, name="nano")
-inspect = typer.Typer(help="What a training did to a model.", no_args_is_help=True)
 app.add_typer(inspect, name="inspect")
 app.add_typer(constitution, name="constitution")
 app.add_typer(runs, name="runs")
@@ -255,21 +255,6 @@ def judge_bench(
     bench.main(pairs, grid, limit, fresh, json_out, workspace)
 
 
-@inspect.command("routing")
-def inspect_routing(
-    model: Annotated[str, typer.Argument(help="A mixture of experts: a folder, a hub name, or nano:<stage>.")],
-    data: Annotated[Path, typer.Argument(help="Texts: JSONL or Parquet with messages, prompt or text.")],
-    compare: Annotated[str | None, typer.Option(help="A second model of the same shape.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for report.html, report.md, routing.json.")] = Path("runs/routing"),
-    length: Annotated[int, typer.Option(min=2, help="Most tokens of a text.")] = 512,
-    limit: Annotated[int, typer.Option(min=1, help="Most texts.")] = 400,
-) -> None:
-    """Where tokens go: load, specialisation and co-activation of experts; what a second model does differently."""
-    from service import routing
-
-    routing.main(model, data, compare, out, length, limit)
-
-
 @app.command()
 def merge(
     adapter: Annotated[Path, typer.Argument(help="A saved adapter's folder.")],
@@ -280,119 +265,6 @@ def merge(
     from service import merge as merged
 
     merged.main(adapter, base, out)
-
-
-Stages = Annotated[list[str], typer.Argument(help="Folders, nano:STAGE, hub names; ADAPTER@BASE for an adapter.")]
-Folder = Annotated[Path | None, typer.Option("--out", help="Folder for report.html, report.md and the JSON.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")]
-TextFile = Annotated[str | None, typer.Option("--text", help="Held-out texts: JSONL, Parquet, .txt; or nano.")]
-PromptFile = Annotated[str | None, typer.Option("--prompts", help="Prompts: JSONL, Parquet, .txt; or nano.")]
-GateText = Annotated[str, typer.Option("--gate", help="'total.relative<=0.1,…': exit status 1 if one fails.")]
-Device = Annotated[str, typer.Option(help="Where models run: cpu, cuda, cuda:1.")]
-Items = Annotated[int, typer.Option("--n", min=1, help="Texts or prompts at most.")]
-
-
-@inspect.command("weights")
-def inspect_weights(
-    stages: Stages,
-    out: Folder = None,
-    json_out: Json = None,
-    text: TextFile = None,
-    kl: Annotated[bool, typer.Option("--kl/--no-kl", help="Also compare the models' outputs.")] = True,
-    branches: Annotated[bool, typer.Option(help="Compare every stage with the first, not the one before.")] = False,
-    spectra: Annotated[bool, typer.Option(help="Singular values and directions.")] = True,
-    norm: Annotated[float | None, typer.Option(help="Common relative change; default: the smallest step's.")] = None,
-    intruder: Annotated[float, typer.Option(help="Cosine below which a direction is an intruder.")] = 0.5,
-    top: Annotated[int, typer.Option(help="How many singular directions are the top ones.")] = 10,
-    device: Device = "cpu",
-    n: Items = 200,
-) -> None:
-    """Matrix by matrix, what each step between stages changed; read from disk, a block at a time."""
-    from service import inspect as command
-    from tenet.settings import assemble
-    from trainers.probes import weights
-
-    said = {"branches": branches, "spectra": spectra, "intruder": intruder, "top": top}
-    settings = assemble(weights.Settings, said, where="the command line")
-    command.of_weights(stages, settings, command.Out(out, json_out), text, norm, device, n, kl)
-
-
-@inspect.command("prompt")
-def inspect_prompt(
-    prompt: Annotated[str, typer.Argument(help="A question.")],
-    stages: Annotated[str, typer.Option(help="Stages by commas, in order: base,sft,dpo.")],
-    out: Folder = None,
-    json_out: Json = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest reply.")] = 200,
-    temperature: Annotated[float, typer.Option(min=0, max=5, help="0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Decides the draws.")] = 0,
-    device: Device = "cpu",
-) -> None:
-    """One prompt through the stages: replies, log-probabilities, and where the distributions part."""
-    from service import inspect as command
-    from trainers.probes.stages import Settings
-
-    settings = Settings(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    names = [s.strip() for s in stages.split(",") if s.strip()]
-    command.of_prompt(prompt, names, settings, command.Out(out, json_out), device)
-
-
-@inspect.command("tax")
-def inspect_tax(
-    before: Annotated[str, typer.Argument(help="The earlier stage.")],
-    after: Annotated[str, typer.Argument(help="The later stage.")],
-    out: Folder = None,
-    json_out: Json = None,
-    text: TextFile = None,
-    benign: Annotated[str | None, typer.Option(help="Harmless prompts; default: a bundled list, or nano's.")] = None,
-    tasks: Annotated[str, typer.Option(help="By commas: nano (its skills), or tasks of lm-eval.")] = "",
-    gate: GateText = "",
-    device: Device = "cpu",
-    n: Items = 200,
-) -> None:
-    """What the later stage lost: held-out perplexity, other skills, refusals of harmless prompts."""
-    from service import inspect as command
-
-    if not command.of_tax(before, after, command.Out(out, json_out, gate), text, benign, tasks, n, device):
-        sys.exit(1)
-
-
-@inspect.command("style")
-def inspect_style(
-    sources: Annotated[list[str], typer.Argument(help="SFT files, run folders, or models to be sampled.")],
-    before: Annotated[str | None, typer.Option(help="Earlier replies (data or model) to hold lengths against.")] = None,
-    out: Folder = None,
-    json_out: Json = None,
-    prompts: PromptFile = None,
-    gate: GateText = "",
-    strict: Annotated[bool, typer.Option("--strict", help="Exit status 1 on any warning.")] = False,
-    seed: Annotated[int, typer.Option(help="Decides the draws.")] = 0,
-    device: Device = "cpu",
-    n: Items = 200,
-) -> None:
-    """Whether replies all sound alike: openings, repeats, boilerplate, length, likeness."""
-    from service import inspect as command
-    from trainers.probes.style import Settings
-
-    places = command.Out(out, json_out, gate)
-    if not command.of_style(sources, before, places, prompts, Settings(seed=seed), n, device, strict):
-        sys.exit(1)
-
-
-@inspect.command("pairs")
-def inspect_pairs(
-    before: Annotated[str, typer.Argument(help="The earlier stage.")],
-    after: Annotated[str, typer.Argument(help="The later stage.")],
-    prompts: PromptFile = None,
-    out: Annotated[Path, typer.Option(help="The pairs file (JSONL).")] = Path("runs/before-after.jsonl"),
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest reply.")] = 200,
-    device: Device = "cpu",
-    n: Items = 200,
-) -> None:
-    """Both stages' replies to the same prompts, as pairs for `tenet judge` and then `tenet report`."""
-    from service import inspect as command
-
-    command.pairs(before, after, prompts, out, n, max_tokens, device)
 
 
 @app.command()
@@ -420,44 +292,3 @@ def report(
     from service import report as command
 
     command.main(run, out, stages or [], probes or [], command.Duels(pairs, verdicts))
-
-
-@nano.command("build")
-def nano_build(
-    out: Annotated[Path, typer.Option(help="Folder for the stages.")] = Path("runs/nano"),
-    seed: Annotated[int, typer.Option(help="Decides corpus, weights and order.")] = 0,
-    scale: Annotated[float, typer.Option(min=0.001, max=4, help="Share of the full training.")] = 1.0,
-    moe_from: Annotated[Path | None, typer.Option(help="Only assistant-moe, from this dense assistant.")] = None,
-) -> None:
-    """Trains the bundled models from a seed, on this machine's CPU."""
-    from nano import build
-
-    if moe_from is not None:
-        build.mixture(moe_from, out, seed, scale)
-    else:
-        build.build(out, seed, scale)
-
-
-@nano.command("pairs")
-def nano_pairs(
-    out: Annotated[Path, typer.Option(help="The file (JSONL).")] = Path("runs/nano-pairs.jsonl"),
-    n: Annotated[int, typer.Option("--n", min=1, help="How many pairs.")] = 400,
-    seed: Annotated[int, typer.Option(help="Draws the pairs.")] = 0,
-) -> None:
-    """Labelled pairs of the toy world, with the oracle's labels: what judges can be measured on without people."""
-    from nano import pairs
-
-    pairs.main(n, out, seed)
-
-
-@nano.command("check")
-def nano_check(
-    model: Annotated[str, typer.Option(help="A stage's folder or name.")] = "nano:assistant",
-    items: Annotated[int, typer.Option(min=10, help="Items per skill.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Draws fresh items.")] = 20_000,
-    json_out: Annotated[Path | None, typer.Option("--json", help="Also write JSON here.")] = None,
-) -> None:
-    """Measures the bundled model's skills through the real templates and the real engine."""
-    from nano import check
-
-    check.main(model, items, seed, json_out)
