@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import secrets
 from collections.abc import Generator
@@ -201,12 +202,17 @@ async def save(body: SaveIn, service: The, _: Runs) -> Saved:
     def work() -> Saved:
         with opened(service, Source(text=body.text)) as path:
             loaded = constitutions.load(path)
-        while True:
-            version = max(_saved(service).get(body.name, [0])) + 1
-            target = service.constitutions / f"{body.name}.v{version}.yaml"
-            with contextlib.suppress(FileExistsError), target.open("x", encoding="utf-8", newline="\n") as file:
-                file.write(body.text)
-                return Saved(name=body.name, version=version, hash=loaded.hash)
+        # Written beside its place first: a version that is there is whole, whenever the service is killed.
+        whole = service.constitutions / f".{secrets.token_hex(8)}"
+        try:
+            whole.write_text(body.text, encoding="utf-8", newline="\n")
+            while True:
+                version = max(_saved(service).get(body.name, [0])) + 1
+                with contextlib.suppress(FileExistsError):
+                    os.link(whole, service.constitutions / f"{body.name}.v{version}.yaml")
+                    return Saved(name=body.name, version=version, hash=loaded.hash)
+        finally:
+            whole.unlink(missing_ok=True)
 
     with draft_errors(service):
         return await asyncio.to_thread(work)
