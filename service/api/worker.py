@@ -33,11 +33,16 @@ class Events:
 def main(folder: Path, attempt: int, lock: int) -> None:
     """Does the job that `spec.json` describes; the outcome is written last."""
     os.set_inheritable(lock, False)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop before the work begins ends like Ctrl-C
     lockfile.sign(lock)
     events = Events(folder)
     events.put("start", attempt=attempt)
     try:
+        # A stop before the work begins ends like Ctrl-C. SIGINT too is set: a service that a shell put in the
+        # background hands it down ignored, and one that came before this line left no more than the file.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
+        if (folder / "stop").exists():
+            raise KeyboardInterrupt
         spec = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
         outcome = asyncio.run(_run(folder, spec, events))
     except (asyncio.CancelledError, KeyboardInterrupt):
