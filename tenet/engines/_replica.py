@@ -10,6 +10,8 @@ import importlib
 import os
 import re
 import uuid
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 from tenet.engines import _choices, _watchdog
@@ -84,7 +86,8 @@ class Replica:
         self._death = EngineDeadError
         self._final = RequestOutputKind.FINAL_ONLY
         # batch sizes of vLLM's offline use: throughput counts here, not the first token's delay
-        self._engine: Any = AsyncLLM.from_engine_args(AsyncEngineArgs(**args), usage_context=UsageContext.LLM_CLASS)
+        with _threads(self._plan):
+            self._engine: Any = AsyncLLM.from_engine_args(AsyncEngineArgs(**args), usage_context=UsageContext.LLM_CLASS)
         self._limit = int(self._engine.model_config.max_model_len)
         self._lora = LoRARequest("adapter", 1, lora) if lora else None
         auto: Any = importlib.import_module("transformers").AutoTokenizer
@@ -239,6 +242,20 @@ def cores(share: tuple[int, int], threads: int | None, ranks: int) -> str:
         own = own[: threads or max(1, len(own) - 1)]
         lists.append(",".join(map(str, own)))
     return "|".join(lists)
+
+
+@contextmanager
+def _threads(plan: dict[str, Any]) -> Generator[None]:
+    """Where the model runs in vLLM's engine process, that process starts with OpenMP bound to its cores.
+
+    vLLM does so for the workers it starts. OpenMP reads the variables once, so this process is not bound by them.
+    """
+    mine = os.environ["VLLM_CPU_OMP_THREADS_BIND"] if plan["args"]["distributed_executor_backend"] == "uni" else ""
+    said = {"OMP_NUM_THREADS": str(mine.count(",") + 1), "OMP_PLACES": f"{{{mine}}}", "OMP_PROC_BIND": "true"}
+    os.environ |= said if mine else {}
+    yield
+    for name in said if mine else ():
+        del os.environ[name]
 
 
 def _last_error() -> str:
