@@ -7,8 +7,8 @@ no text of a kind that we need, a frame of ours is put around its rule.
 from __future__ import annotations
 
 import json
-import math
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -173,8 +173,9 @@ def _salmon(value: Any, where: str) -> list[Item]:
         title, rule = _text(x.get("dimension"), at, "dimension"), _text(x.get("definition"), at, "definition")
         weight: Any = x.get("weight", 1)
         is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if not is_number or not math.isfinite(weight) or weight <= 0:
-            raise DataError(f"weight is {weight!r}", where=at, fix="a number above 0; to silence one, take it out")
+        if not is_number or not 0 < weight <= sys.float_info.max:
+            said = repr(weight)[:40]  # JSON has whole numbers of 400 digits
+            raise DataError(f"weight is {said}", where=at, fix="a number above 0; to silence one, take it out")
         items.append((title, {"title": title, **_framed(rule), "weight": float(weight)}))
     return items
 

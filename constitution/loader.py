@@ -74,9 +74,12 @@ def require(constitution: Constitution, stages: Iterable[Stage]) -> None:
 def _find(name_or_path: str | Path, beside: Path, doc: Document | None) -> Path:
     """The file of a packaged name, or of a path taken from the folder `beside`."""
     text = os.fspath(name_or_path)
+    if "\0" in text:
+        where = doc.place("extends") if doc else ""
+        raise ConstitutionError(f"{text!r} holds U+0000, as no path does", where=where, fix="correct the path")
     if isinstance(name_or_path, Path) or "/" in text or text.endswith((".yaml", ".yml")):
         path = beside / name_or_path
-        if doc and not path.is_file():
+        if doc and not _is_file(path):
             what = f"there is no file {str(path)!r}"
             raise ConstitutionError(what, where=doc.place("extends"), fix="correct the path")
         return path
@@ -85,6 +88,13 @@ def _find(name_or_path: str | Path, beside: Path, doc: Document | None) -> Path:
         fix = f"{closest(text, packaged())} A file is named by a path such as ./{text}.yaml"
         raise ConstitutionError(what, where=doc.place("extends") if doc else "", fix=fix)
     return _FILES / f"{text}.yaml"
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # too long a name, or a folder that may not be entered
+        return False
 
 
 def _load(path: Path, above: tuple[Path, ...], done: dict[Path, Constitution], named: str = "") -> Constitution:

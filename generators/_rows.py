@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tenet.conversations import message, split_dialogue, turns
 from tenet.errors import DataError
-from tenet.files import Malformed, json_object, kind_of
+from tenet.files import Malformed, check_unicode, json_object, kind_of
 from tenet.records import Dropped, Frozen, Message, Prompt
 from tenet.settings import closest
 
@@ -152,6 +152,7 @@ def _name(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, str | int) and not isinstance(value, bool):
+        check_unicode(str(value), "the id")
         return str(value)
     raise Malformed("wrong id", f"the id is {kind_of(value)}", "an id is text or a whole number")
 
@@ -162,4 +163,5 @@ def _tags(value: Any) -> tuple[str, ...]:
     tags = cast(list[Any], value) if isinstance(value, list) else [value]
     if not all(isinstance(t, str) for t in tags):
         raise Malformed("wrong tags", f"tags are {kind_of(value)}", "tags are a list of words")
+    check_unicode("".join(tags), "a tag")
     return tuple(tags)

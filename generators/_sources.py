@@ -74,12 +74,16 @@ def open_source(path: str, settings: Settings) -> tuple[Source, Rows]:
 def _container(path: str, file: Path, kind: str) -> Container:
     if kind not in ("auto", "hh"):
         return cast(Container, kind)
-    if file.is_dir():
+    try:
+        is_folder, is_there = file.is_dir(), file.exists()
+    except OSError as e:
+        raise files.damaged(e, path) from None
+    if is_folder:
         return "dataset"
     suffixes = [s.lower() for s in file.suffixes if s.lower() != ".gz"]
     if suffixes and suffixes[-1] in _SUFFIXES:
         return _SUFFIXES[suffixes[-1]]
-    if not file.exists():
+    if not is_there:
         near = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
         fix = closest(file.name, near) if near and len(near) < 50 else "check the path"
         fix += "; for a dataset's name on a hub say kind: dataset"

@@ -68,7 +68,10 @@ class Settings(Frozen):
         return self.model_copy(update={"path": moved})
 
     def _is_hub_name(self, folder: Path, path: str) -> bool:
-        return self.kind == "dataset" and not (folder / path).exists()
+        try:
+            return self.kind == "dataset" and not (folder / path).exists()
+        except OSError:  # too long for a file's name, and for a dataset's
+            return False
 
 
 class Census(Frozen):

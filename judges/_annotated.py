@@ -8,7 +8,7 @@ The layout: `metadata` (version, default_annotator), `annotators` (id -> name, d
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from tenet.files import Malformed, kind_of
 
@@ -16,12 +16,19 @@ _PREFS = {"a": "A", "b": "B", "text_a": "A", "text_b": "B", "tie": "tie"}
 _TIES = ("tie", "equal", "both")
 
 
+class Raw(NamedTuple):
+    """One comparison as the file has it, and its annotators: id -> (name, is a person)."""
+
+    item: Any
+    raters: dict[str, tuple[str, bool]]
+
+
 def is_annotated(document: dict[str, Any]) -> bool:
     """Whether a JSON object is such a file, of any version."""
     return "comparisons" in document and "annotators" in document
 
 
-def rows(document: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+def rows(document: dict[str, Any]) -> Iterator[tuple[int, Raw]]:
     """(number from 1, row as `pairs_file` reads it) of every comparison; Malformed if the file is none.
 
     People are the annotators of type "human", and the default one, whose labels came with the data. The
@@ -34,21 +41,22 @@ def rows(document: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
         raise Malformed("wrong version", what, "convert the file to version 2.0")
     raters = _raters(document)
     for number, item in enumerate(_part(document, "comparisons", list), 1):
-        yield number, {"raw": item, "raters": raters}
+        yield number, Raw(item, raters)
 
 
-def row(raw: Any, raters: dict[str, tuple[str, bool]]) -> dict[str, Any]:
+def row(raw: Raw) -> dict[str, Any]:
     """One comparison as a row with id, prompt, a, b, labels, machine and slices."""
-    if not isinstance(raw, dict):
-        raise Malformed("not a comparison", f"is {kind_of(raw)}, not an object", "write one object a comparison")
-    item = cast(dict[str, Any], raw)
+    given: Any = raw.item
+    if not isinstance(given, dict):
+        raise Malformed("not a comparison", f"is {kind_of(given)}, not an object", "write one object a comparison")
+    item = cast(dict[str, Any], given)
     people: dict[str, str] = {}
     machine: dict[str, str] = {}
     for key, annotation in _part(item, "annotations", dict).items():
-        if key not in raters:
+        if key not in raw.raters:
             what = f"annotations names the annotator {key!r}, which annotators lacks"
             raise Malformed("unknown annotator", what, "add it under annotators")
-        name, human = raters[key]
+        name, human = raw.raters[key]
         label = _label(annotation, key)
         if label is not None:
             (people if human else machine)[name] = label
@@ -89,7 +97,7 @@ def _label(annotation: Any, key: str) -> str | None:
         if reason == "not_applicable":
             return None
         return "tie" if reason.startswith(_TIES) else "invalid"
-    if pref not in _PREFS:
+    if not isinstance(pref, str) or pref not in _PREFS:
         raise Malformed("unknown preference", f"annotations.{key}.pref is {pref!r}", "a, b, tie or null")
     return _PREFS[pref]
 

@@ -32,11 +32,13 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 # Quoted words are not the judge's own; a quoted answer is a single word, and stays. What opens and does not close
-# is quoted up to its end.
+# is quoted up to its end. Each looks ahead for its first space: to try every space in turn would take minutes on a
+# long reply that opens a quote and goes on.
 _QUOTED = re.compile(
     r"<(?P<tag>conversation|reply(?:_[ab])?|human|assistant|system)>.*?(?:</(?P=tag)>|$)|```.*?(?:```|$)"
-    r"|“[^”]*\s[^”]*(?:”|$)|«[^»]*\s[^»]*(?:»|$)|„[^“”]*\s[^“”]*(?:[“”]|$)"
-    r"|\"[^\"]*\s[^\"]*\"|\"[^\"\n]*\s[^\"\n]*(?=\n|$)|`[^`\n]*\s[^`\n]*`|(?<!\w)'[^'\n]*\s[^'\n]*'(?!\w)"
+    r"|“(?=[^”\s]*\s)[^”]*(?:”|$)|«(?=[^»\s]*\s)[^»]*(?:»|$)|„(?=[^“”\s]*\s)[^“”]*(?:[“”]|$)"
+    r"|\"(?=[^\"\s]*\s)[^\"]*\"|\"(?=[^\"\s]*\s)[^\"\n]*(?:\n[^\"\n]*)?(?=\n|$)"
+    r"|`(?=[^`\s]*\s)[^`\n]*(?:\n[^`\n]*)?`|(?<!\w)'(?=[^'\s]*\s)[^'\n]*(?:\n[^'\n]*)?'(?!\w)"
     r"|(?:^|(?<=\n))[ \t]*>[^\n]*",
     re.DOTALL | re.IGNORECASE,
 )

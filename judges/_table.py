@@ -15,6 +15,8 @@ from tenet.files import Malformed, kind_of
 
 _TEXTS = ("prompt", "a", "b", "chosen", "rejected")
 """Columns whose empty fields are empty texts."""
+_GROUPS = ("labels.", "slices.")
+"""What columns begin with that stand for an object's fields."""
 csv.field_size_limit(1 << 27)
 
 
@@ -54,15 +56,17 @@ class Table:
         """A raw row as an object; Malformed if it is none. In CSV, empty fields are left out."""
         if isinstance(value, bytes):
             return files.json_object(value)
+        if isinstance(value, _annotated.Raw):
+            return _annotated.row(value)
         if not isinstance(value, dict):
             raise Malformed("not an object", f"is {kind_of(value)}, not an object", example)
-        row = cast(dict[str, Any], value)
-        return _annotated.row(**row) if row.keys() == {"raw", "raters"} else row
+        return cast(dict[str, Any], value)
 
     def _csv(self, delimiter: str) -> files.Rows:
         try:
             text = files.text_of(files.read_bytes(self.path, self._file))
             reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+            _check_header(list(reader.fieldnames or ()))
             for row in reader:
                 if None in row or None in row.values():
                     what = "has more or fewer fields than the header"
@@ -92,6 +96,16 @@ class Table:
             return iter(list(_annotated.rows(whole)))
         except Malformed as stop:
             raise stop.at(self.path) from None
+
+
+def _check_header(names: list[str]) -> None:
+    """Malformed if a column would hide another."""
+    groups = {name.partition(".")[0] for name in names if name.startswith(_GROUPS)}
+    for name in names:
+        if names.count(name) > 1:
+            raise Malformed("two columns", f"the header names {name!r} twice", "give each column its own name")
+        if name in groups:
+            raise Malformed("two columns", f"there are both {name!r} and {name}.NAME", f"keep the {name}.NAME columns")
 
 
 def _nested(row: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pydantic import Field
 from judges._table import Table
 from tenet import conversations
 from tenet.errors import DataError
-from tenet.files import Malformed, kind_of
+from tenet.files import Malformed, check_unicode, kind_of
 from tenet.records import Comparison, Frozen, HumanLabel, Label, Message, Prompt, seed_of
 
 Choice = Literal["A", "B", "tie"]
@@ -76,7 +76,7 @@ def _pair(row: dict[str, Any], number: int) -> LabelledPair:
         id=_id(row.get("id")) or comparison.id,
         comparison=comparison,
         labels=said,
-        machine=row.get("machine") or {},
+        machine={name: _label(v, f"machine.{name}", get_args(Label)) for name, v in _named(row, "machine").items()},
         slices=_slices(row),
         row=number,
     )
@@ -177,6 +177,7 @@ def _id(value: Any) -> str:
     if value is None or value == "":
         return ""
     if isinstance(value, str | int) and not isinstance(value, bool):
+        check_unicode(str(value), "the id")
         return str(value)
     raise Malformed("wrong id", f"'id' is {kind_of(value)}", "an id is text or a whole number")
 
@@ -186,6 +187,7 @@ def _slices(row: dict[str, Any]) -> dict[str, str]:
     for name, v in named.items():
         if not isinstance(v, str | int | float):
             raise Malformed("wrong type", f"slices.{name} is {kind_of(v)}", "a slice's value is text or a number")
+        check_unicode(str(v), f"slices.{name}")
     return {name: str(v) for name, v in named.items()}
 
 
@@ -196,4 +198,6 @@ def _named(row: dict[str, Any], key: str) -> dict[str, Any]:
         value = dict(cast(list[tuple[str, Any]], value))
     if value is not None and not isinstance(value, dict):
         raise Malformed("wrong type", f"{key!r} is {kind_of(value)}", 'write an object such as {"name": "value"}')
-    return {k: v for k, v in cast(dict[str, Any], value or {}).items() if v is not None}
+    named = {k: v for k, v in cast(dict[str, Any], value or {}).items() if v is not None}
+    check_unicode("".join(map(str, named)), f"a name in {key!r}")
+    return named

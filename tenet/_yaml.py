@@ -41,6 +41,8 @@ def read_text(source: Path | str, where: str, error: type[InputError] = Settings
             raise error("no such file", where=where, fix="check the path") from None
         except OSError as e:
             raise error(f"cannot be read: {e.strerror}", where=where) from None
+        except ValueError:
+            raise error("cannot be read: its name holds U+0000", where=where, fix="correct the path") from None
     else:
         raw = source.encode("utf-8", "surrogatepass")
         size = len(raw)

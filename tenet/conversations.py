@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, cast
 
-from tenet.files import Malformed, kind_of
+from tenet.files import Malformed, check_unicode, kind_of
 from tenet.records import Message
 
 # A turn begins at the very start or after an empty line; a body may hold colons and empty lines.
@@ -15,13 +15,7 @@ _ROLES = ("system", "user", "assistant")
 
 def message(role: Any, text: str) -> Message:
     """One turn; Malformed if the text cannot be encoded."""
-    # A lone surrogate would pass here and break the first export or call that encodes it.
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            fix = "take out the lone surrogate"
-            raise Malformed("not Unicode", "the text is not valid Unicode", fix) from None
+    check_unicode(text, "the text")
     return Message(role=role, content=text)
 
 

@@ -32,9 +32,13 @@ class Malformed(Exception):
 
 def check_exists(path: str, file: Path, kind: str) -> None:
     """DataError unless the file is there and holds something."""
-    if file.is_dir():
+    try:
+        is_folder, is_there = file.is_dir(), file.exists()
+    except OSError as e:  # too long a name, or a folder that may not be entered
+        raise damaged(e, path) from None
+    if is_folder:
         raise DataError("is a folder", where=path, fix=f"name a {kind} file")
-    if not file.exists():
+    if not is_there:
         raise DataError("no such file", where=path, fix="check the path")
     if not file.stat().st_size:
         raise DataError("is empty", where=path, fix="name a file with at least one row")
@@ -90,8 +94,9 @@ def parquet(path: str, file: Path, choose: Callable[[list[str]], list[str]]) -> 
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
-    except (pa.ArrowException, OSError) as e:
-        what = f"is not a whole Parquet file: {str(e).splitlines()[0]}"
+    # Beside its own errors: a text that is not UTF-8, a date beyond the year 9999, an unknown time zone.
+    except (pa.ArrowException, OSError, ValueError, ArithmeticError, LookupError) as e:
+        what = f"is not a whole Parquet file: {(str(e).splitlines() or [type(e).__name__])[0][:200]}"
         raise DataError(what, where=f"{path}, after row {number}", fix="write it again") from None
 
 
@@ -102,6 +107,17 @@ def text_of(raw: bytes) -> str:
     except UnicodeDecodeError as e:
         what = f"byte 0x{raw[e.start]:02x} is not UTF-8"
         raise Malformed("not UTF-8", what, "save the file as UTF-8") from None
+
+
+def check_unicode(text: str, name: str) -> None:
+    """Malformed if the text, which `name` stands for, cannot be written as UTF-8."""
+    # A lone surrogate would pass here and break the first export, call or report that encodes it.
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            fix = "take out the lone surrogate"
+            raise Malformed("not Unicode", f"{name} is not valid Unicode", fix) from None
 
 
 def json_object(line: bytes) -> dict[str, Any]:
@@ -124,4 +140,5 @@ def kind_of(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false"}
     if value is None:
         return "missing or null"
-    return names.get(value.__class__, f"a number ({value!r})")
+    number = repr(value)
+    return names.get(value.__class__, f"a number ({number if len(number) <= 40 else number[:39] + '…'})")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import to_json
+from pydantic_core import PydanticSerializationError, to_json
 
 from tenet import _yaml
 from tenet._complaints import closest, complaints, is_list, is_map, shown
@@ -126,6 +126,9 @@ def assemble(
     try:
         # JSON mode is strict about types, yet takes a list for a tuple and text for a Path.
         return model.model_validate_json(to_json(doc.data, inf_nan_mode="constants"), strict=True)
+    except PydanticSerializationError:
+        _refuse_halves(doc, doc.data, (), error)
+        raise
     except ValidationError as e:
         found = complaints(model, e, doc.data)
     problems = [error(c.what, where=doc.place(c.path), fix=c.fix) for c in found]
@@ -136,18 +139,22 @@ def assemble(
 
 
 def _split(dotted: str) -> Path_:
-    return tuple(int(k) if k.isdecimal() else k for k in dotted.split(".")) if dotted else ()
+    # No list is so long that its index would have ten digits.
+    return tuple(int(k) if k.isdecimal() and len(k) < 10 else k for k in dotted.split(".")) if dotted else ()
 
 
 def _hidden(text: str) -> str:
-    return _SECRET.sub("…", text)
+    """As errors show what was typed: without keys, and half of a character as an escape."""
+    return _SECRET.sub("…", text).encode("utf-8", "backslashreplace").decode()
 
 
 def _override(text: str) -> tuple[Path_, Any]:
     key, equals, value = text.partition("=")
     keys = _split(key.strip())
+    where = f"{_hidden(text)!r} on the command line"
+    if not _is_unicode(text):
+        raise SettingsError("is not valid UTF-8", where=where, fix="type it again")
     if not equals or not keys or "" in keys:
-        where = f"{_hidden(text)!r} on the command line"
         raise SettingsError("is not key=value", where=where, fix="for example judge.order=both")
     value = value.strip()
     if value[:1] in ('"', "'", "[", "{") and value:
@@ -177,6 +184,23 @@ def _put(data: Any, keys: Path_, value: Any, text: str) -> Any:
     inner = copy.get(str(first))
     copy[str(first)] = _put({} if inner is None else inner, rest, value, text)
     return copy
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether the text can be written as UTF-8; a lone surrogate, half of a character, cannot."""
+    return text == text.encode("utf-8", "replace").decode()
+
+
+def _refuse_halves(doc: Document, value: Any, path: Path_, error: type[InputError]) -> None:
+    if isinstance(value, str) and not _is_unicode(value):
+        raise error("holds half of a character", where=_hidden(doc.place(path)), fix="write it again as UTF-8")
+    if is_map(value):
+        for k, v in value.items():
+            _refuse_halves(doc, k, (*path, k), error)
+            _refuse_halves(doc, v, (*path, k), error)
+    elif is_list(value):
+        for i, v in enumerate(value):
+            _refuse_halves(doc, v, (*path, i), error)
 
 
 def _refuse_secrets(doc: Document, value: Any, path: Path_) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from typing import Any
 
-from tenet.files import Malformed, kind_of
+from tenet.files import Malformed, check_unicode, kind_of
 
 EXAMPLE = 'a vote is {"item": "q1", "rater": "ann", "kind": "human", "verdict": "A"}'
 
@@ -13,7 +13,7 @@ EXAMPLE = 'a vote is {"item": "q1", "rater": "ann", "kind": "human", "verdict": 
 def name_of(value: Any, key: str) -> str:
     """The name of an item or rater: text, or a whole number as text."""
     if isinstance(value, str) and value:
-        encodable(value, key)
+        check_unicode(value, repr(key))
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
@@ -21,19 +21,10 @@ def name_of(value: Any, key: str) -> str:
     raise Malformed("no name", f"{key!r} is {said}", f"every vote names its {key}; {EXAMPLE}")
 
 
-def encodable(text: str, key: str) -> None:
-    """Malformed unless the text can be written as UTF-8."""
-    # A lone surrogate would pass here and break the JSON and the report.
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise Malformed("not Unicode", f"{key!r} is not valid Unicode", "take out the lone surrogate") from None
-
-
 def number_of(value: Any, key: str, low: float, high: float) -> float:
     """A finite number in [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or math.isinf(value):
+    # JSON has whole numbers that no float can hold.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         said = f"a number ({value!r})" if isinstance(value, float) else kind_of(value)
         raise Malformed("not a number", f"{key!r} is {said}", "write a finite number, or leave it out")
     if not low <= value <= high:

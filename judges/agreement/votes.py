@@ -13,7 +13,7 @@ from judges.agreement import _checks
 from judges.agreement._checks import EXAMPLE
 from judges.pairs_file import LabelledPair
 from tenet.errors import DataError
-from tenet.files import Malformed, kind_of
+from tenet.files import Malformed, check_unicode, kind_of
 from tenet.records import Comparison
 
 VERDICTS = ("A", "B", "tie", "invalid", "refused")
@@ -198,7 +198,7 @@ class _Gathered:
             return
         if not isinstance(value, str | int | float):
             raise Malformed("wrong type", f"slices.{name} is {kind_of(value)}", "a slice's value is text or a number")
-        _checks.encodable(f"{name}{value}", f"slices.{name}")
+        check_unicode(f"{name}{value}", repr(f"slices.{name}"))
         known = self._slices.setdefault(name, {})
         if known.setdefault(item, str(value)) != str(value):
             what = f"slices.{name} is {str(value)!r}; it was {known[item]!r} before"

@@ -1,0 +1,1 @@
+"""Fuzzing of the readers: targets, the atheris harness, and the corpus that the tests replay."""
