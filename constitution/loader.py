@@ -188,9 +188,7 @@ def _override(old: Principle, new: Principle) -> Principle:
     return Principle.model_validate({**dict(old), **given})
 
 
-def _exemplars(
-    file: File, doc: Document, parents: list[Constitution], ids: set[str]
-) -> tuple[Exemplar, ...]:
+def _exemplars(file: File, doc: Document, parents: list[Constitution], ids: set[str]) -> tuple[Exemplar, ...]:
     """The parents' exemplars, less those of removed principles, then the file's own."""
     for i, e in enumerate(file.exemplars):
         if e.principle is not None and e.principle not in ids:

@@ -17,9 +17,7 @@ MAX_DEPTH = 50
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is about eight times faster
 _events: Any = getattr(yaml, "parse")  # noqa: B009 (its stubs say nothing of what it yields)
 _INT = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,299})")
-_FLOAT = re.compile(
-    r"[-+]?(?:\.[0-9]{1,300}|(?:0|[1-9][0-9]{0,299})(?:\.[0-9]{0,300})?)(?:[eE][-+]?[0-9]{1,4})?"
-)
+_FLOAT = re.compile(r"[-+]?(?:\.[0-9]{1,300}|(?:0|[1-9][0-9]{0,299})(?:\.[0-9]{0,300})?)(?:[eE][-+]?[0-9]{1,4})?")
 _WORDS: dict[str, Any] = {
     **dict.fromkeys(("", "null", "Null", "NULL", "~")),
     **dict.fromkeys(("true", "True", "TRUE"), True),
