@@ -1,14 +1,26 @@
-"""What several tests share: a tiny random model, and the one vLLM engine of the whole suite."""
+"""What several tests share: a tiny random model, two vLLM engines, and which files keep together."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Before torch is imported: two test processes on two cores, each with two threads, spend their time waiting in turns.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+TOGETHER = {"test_judges_on_nano": "nano", "test_loop": "nano", "test_engine_vllm": "tiny", "test_attack": "tiny"}
+"""Files that share an engine, which takes longer to start than most of their tests to run."""
+LONG = (
+    *("nano", "tiny", "test_real_engines", "test_train_command", "test_pipeline", "test_adapters_trainers"),
+    *("test_nano", "test_selftest", "test_nodes", "test_page", "test_ppo_vllm", "test_adapters_save"),
+)
+"""What starts first, so that no process is left alone with it at the end."""
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>"
@@ -17,6 +29,13 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 SPECIALS = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    groups = {item: TOGETHER.get(item.path.stem, item.path.stem) for item in items}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: LONG.index(groups[item]) if groups[item] in LONG else len(LONG))
 
 
 def make_tiny_model(
@@ -40,13 +59,8 @@ def make_tiny_model(
 
     draw = random.Random(seed)
     syllables = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
-    words = [
-        "".join(draw.choices(syllables, k=draw.randint(1, 3))) for _ in range(max(400, 2 * vocab))
-    ]
-    lines = [
-        " ".join(draw.choices(words, k=12)) + " 1 2 3 4 5 6 7 8 9 A B (A) (B)."
-        for _ in range(max(400, vocab))
-    ]
+    words = ["".join(draw.choices(syllables, k=draw.randint(1, 3))) for _ in range(max(400, 2 * vocab))]
+    lines = [" ".join(draw.choices(words, k=12)) + " 1 2 3 4 5 6 7 8 9 A B (A) (B)." for _ in range(max(400, vocab))]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -106,9 +120,7 @@ def vllm_engine(tiny_model: Path) -> Iterator[Any]:
     """
     from tenet.engines.vllm import Settings, build
 
-    engine = build(
-        Settings(model=str(tiny_model), dtype="float32", max_model_len=1024, kv_cache_gib=0.25)
-    )
+    engine = build(Settings(model=str(tiny_model), dtype="float32", max_model_len=1024, kv_cache_gib=0.25))
     yield engine
     asyncio.run(engine.close())
 

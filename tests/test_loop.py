@@ -31,16 +31,6 @@ RECIPE: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Any:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def questions(n: int) -> list[str]:
     rng, seen = random.Random("small loop"), dict[str, None]()
     while len(seen) < n:

@@ -21,16 +21,6 @@ from trainers._ppo_update import Learner, Objective, experience
 END, WANTED = 1, 7
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def toy(seed: int = 0) -> Any:
     """A random Qwen3 of 16 tokens whose output can come to prefer one of them, whatever is trained."""
     import torch
@@ -336,9 +326,7 @@ def test_replies_without_a_score_leave_the_update_and_are_counted(tiny_model: Pa
         train(settings(tiny_model, tmp_path / "none"), nothing)
 
 
-def test_a_loss_that_is_not_finite_stops_and_the_last_checkpoint_stays(
-    tiny_model: Path, tmp_path: Path
-) -> None:
+def test_a_loss_that_is_not_finite_stops_and_the_last_checkpoint_stays(tiny_model: Path, tmp_path: Path) -> None:
     import torch
 
     calls = 0
