@@ -88,7 +88,7 @@ def measure(contender: Contender, given: argparse.Namespace) -> dict[str, Any]:
         code = watched.wait(given.timeout)
         ended, seen, said = time.time(), book(base_url), told(watched)
         if code != 0 or not said:
-            return {"failed": "time" if code is None else _end(watched), "answered": seen["answered"]}
+            return {"failed": "time" if code is None else end_of(watched), "answered": seen["answered"]}
     return {
         "records": said["records"],
         "records_s": given.records / (said["done"] - seen["first"]),
@@ -110,13 +110,13 @@ def kill_and_go_on(contender: Contender, given: argparse.Namespace) -> dict[str,
         half, limit = given.records * CALLS // 2, time.time() + given.timeout
         while book(base_url)["answered"] < half and time.time() < limit:
             if watched.wait_a_moment():
-                return {"failed": f"ended before half: {_end(watched)}"}
+                return {"failed": f"ended before half: {end_of(watched)}"}
         watched.kill()
         time.sleep(2 * given.latency)
         before = book(base_url)
         watched = start(contender, given, base_url, Path(folder))
         code, after, said = watched.wait(given.timeout), book(base_url), told(watched)
-        whole = {} if code == 0 and said else {"failed": "hung" if code is None else _end(watched)}
+        whole = {} if code == 0 and said else {"failed": "hung" if code is None else end_of(watched)}
     return {
         "answered_before": before["answered"],
         "in_flight_at_kill": before["asked"] - before["answered"],
@@ -126,9 +126,9 @@ def kill_and_go_on(contender: Contender, given: argparse.Namespace) -> dict[str,
     }
 
 
-def _end(watched: Watched) -> str:
+def end_of(watched: Watched) -> str:
     lines = [line for line in watched.log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "said nothing"
+    return lines[-1][-4000:] if lines else "said nothing"
 
 
 def versions(contender: Contender, venvs: Path) -> dict[str, str]:
