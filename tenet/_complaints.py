@@ -58,6 +58,9 @@ def complaints(model: type[BaseModel], error: ValidationError, data: Any) -> lis
     """One complaint per place in the data, in the order in which pydantic found them."""
     grouped: dict[Path_, list[Complaint]] = {}
     for e in error.errors(include_url=False):
+        # pydantic counts a list's good items only; where one is wrong, that is already told.
+        if e["type"] == "too_short" and len(e["input"]) >= e.get("ctx", {})["min_length"]:
+            continue
         path = _data_path(e["loc"], data, e["type"] in ("missing", "missing_argument"))
         grouped.setdefault(path, []).append(_complaint(model, e, path))
     merged: list[Complaint] = []

@@ -9,6 +9,7 @@ from itertools import combinations
 from typing import Any, NotRequired, TypedDict
 
 from judges.agreement._fields import Share, empty
+from judges.agreement._ranks import signed_rank
 from judges.agreement.people import MOST_GRADES, People, plurality
 from judges.agreement.rules import Rules, Undefined
 from judges.agreement.view import View
@@ -247,7 +248,7 @@ def _test(difference: Array, epsilon: float) -> tuple[float, str]:
         # All differences alike: the t statistic is infinite, and its sign decides.
         return (0.0 if shifted[0] < 0.0 and len(shifted) > 1 else 1.0), "none: all differences are alike"
     if len(shifted) < FEW_ITEMS:
-        return float(stats.wilcoxon(shifted, alternative="less").pvalue), "Wilcoxon signed-rank"
+        return signed_rank(shifted), "Wilcoxon signed-rank"
     return float(stats.ttest_1samp(difference, epsilon, alternative="less").pvalue), "t"
 
 
