@@ -29,6 +29,7 @@ from typing import Any
 import yaml
 
 from tenet.ledger import Rows
+from tenet.ledger._file import checksum
 from tenet.records import canonical
 
 CHAIN = ("prompt", "candidate", "candidate", "preference", "outcome")
@@ -56,7 +57,7 @@ def fill(folder: Path, rows: int) -> None:
     db.execute("BEGIN")
     for ordinal in range(1, rows // len(CHAIN)):
         chain = [(ordinal, i, f"{ordinal:020x}", s, record(ordinal, i)) for i, s in enumerate(CHAIN)]
-        db.executemany("INSERT INTO rows VALUES (?, ?, ?, ?, ?)", chain)
+        db.executemany("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?)", [(*row, checksum(row)) for row in chain])
     db.execute("COMMIT")
     db.close()
 

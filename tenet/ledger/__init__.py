@@ -3,8 +3,8 @@
 Both need a local disk: WAL shares memory between processes, which network file systems do not.
 """
 
+from tenet.ledger._file import atomic, explain
 from tenet.ledger._lock import in_use
-from tenet.ledger._sqlite import atomic, explain
 from tenet.ledger.calls import Calls, StoredReply
 from tenet.ledger.rows import DROPPED, Counts, Row, Rows
 

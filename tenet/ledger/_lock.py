@@ -9,7 +9,7 @@ import weakref
 from pathlib import Path
 
 from tenet.errors import RunFolderError
-from tenet.ledger._sqlite import explain
+from tenet.ledger._file import explain
 
 _held: weakref.WeakSet[FolderLock] = weakref.WeakSet()
 

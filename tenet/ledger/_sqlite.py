@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import queue
 import sqlite3
 import threading
@@ -14,9 +13,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from tenet.errors import LedgerError, TenetError
+from tenet.ledger._file import atomic, connect, explain, verified
 
-BUSY_SECONDS = 60.0
-"""How long one process waits for another one's commit before it gives up."""
 LINGER_SECONDS = 0.002
 """How long the first write of a group waits for company."""
 GROUP = 512
@@ -27,78 +25,6 @@ STEPS = (64, 16, 4, 1)
 J = TypeVar("J")
 R = TypeVar("R")
 Work = Callable[[sqlite3.Connection, list[J]], list[R]]
-
-
-def explain(path: Path, error: Exception) -> TenetError:
-    """What went wrong with the file, what stays, and what to do about it."""
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-    if full or code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
-        why = (
-            "the disk is full, over its quota, or failing; everything stored before stays: "
-            "make room and run the same command again"
-        )
-    elif code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        why = (
-            "the file is damaged; move it and its -wal and -shm files away, or put back a copy, "
-            "and run the same command again: what the file held is then made anew"
-        )
-    elif code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        why = f"another process held it for {BUSY_SECONDS:.0f} s; is one of them stopped?"
-    elif isinstance(error, OSError) or code in (
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_PERM,
-    ):
-        why = "the folder must exist on a local disk and be writable"
-    else:
-        why = "nothing was written; what was stored before stays"
-    return LedgerError(f"{path}: {error} ({why})")
-
-
-def connect(path: Path, schema: Sequence[str] = (), version: int = 1) -> sqlite3.Connection:
-    """Opens the file in WAL mode and creates what is missing. LedgerError if it cannot be used.
-
-    synchronous=NORMAL: a commit is safe against the death of the process, kill -9 included. When
-    the machine itself loses power, the commits of the last seconds may be undone; never half of
-    one, and never the file. Those calls are then asked again.
-    """
-    db: sqlite3.Connection | None = None
-    try:
-        db = sqlite3.connect(
-            path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-        )
-        _enter_wal(db)
-        db.execute("PRAGMA synchronous=NORMAL")
-        # Keys are hashes, so every insert dirties some index page: four times SQLite's own
-        # interval lets one checkpoint write a page once where it would be written again and again.
-        db.execute("PRAGMA wal_autocheckpoint=4000")
-        db.execute("PRAGMA journal_size_limit=67108864")
-        found = db.execute("PRAGMA user_version").fetchone()[0]
-        if found not in (0, version):
-            raise LedgerError(f"{path}: format {found}; this version of tenet reads {version}")
-        if schema and not found:
-            for statement in ("BEGIN IMMEDIATE", *schema, f"PRAGMA user_version={version}"):
-                db.execute(statement)
-            db.execute("COMMIT")
-    except (sqlite3.Error, OSError, LedgerError) as error:
-        if db is not None:
-            db.close()
-        raise (error if isinstance(error, LedgerError) else explain(path, error)) from error
-    return db
-
-
-def _enter_wal(db: sqlite3.Connection) -> None:
-    """SQLite does not wait when two processes switch a new file to WAL at once, so wait here."""
-    give_up = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
-                raise
-            time.sleep(0.01)
 
 
 def insert(db: sqlite3.Connection, into: str, rows: Sequence[tuple[Any, ...]]) -> int:
@@ -127,31 +53,22 @@ def parts(items: Sequence[J]) -> Iterator[Sequence[J]]:
 class Reader:
     """A connection for reading, used where the question is asked: page cache, microseconds."""
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._db = path, connect(path)
+    def __init__(self, path: Path, upgrade: Sequence[str] = ()) -> None:
+        self._path, self._db = path, connect(path, upgrade=upgrade)
+
+    def checked(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+        """As `all`, of rows whose last cell is their checksum, which is left out. LedgerError if one is wrong."""
+        return verified(self._path, self.all(query, values))
 
     def all(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         """Every row of the answer. LedgerError if the file cannot be read."""
         try:
             return self._db.execute(query, values).fetchall()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise explain(self._path, error) from error
 
     def close(self) -> None:
         self._db.close()
-
-
-@contextlib.contextmanager
-def atomic(db: sqlite3.Connection) -> Generator[None]:
-    """One transaction: committed on leaving, or rolled back whatever went wrong."""
-    try:
-        db.execute("BEGIN IMMEDIATE")
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:
-            db.rollback()
-        raise
 
 
 class Writer(Generic[J, R]):
@@ -167,9 +84,10 @@ class Writer(Generic[J, R]):
         schema: Sequence[str],
         work: Work[J, R],
         explain: Callable[[Path, Exception], TenetError] = explain,
+        upgrade: Sequence[str] = (),
     ) -> None:
         self._path, self._work, self._explain = path, work, explain
-        self._db = connect(path, schema)
+        self._db = connect(path, schema, upgrade)
         self._lock = threading.Lock()
         self._open = True
         self._queue: queue.SimpleQueue[_Waiting[J] | None] = queue.SimpleQueue()

@@ -8,16 +8,23 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from tenet.errors import AccountingError, LedgerError, RunFolderError, TenetError
+from tenet.ledger._file import checksum, explain
 from tenet.ledger._lock import FolderLock, make_folder
-from tenet.ledger._sqlite import Reader, Writer, explain, insert
+from tenet.ledger._sqlite import Reader, Writer, insert
 
 DROPPED = "dropped"
 """The stage whose records are `Dropped`: `Rows.counts` sorts them by their stage and reason."""
 
 _SCHEMA = (
-    "CREATE TABLE IF NOT EXISTS rows(ordinal INTEGER NOT NULL, seq INTEGER NOT NULL, "
-    "prompt_id TEXT NOT NULL, stage TEXT NOT NULL, record TEXT NOT NULL, UNIQUE(ordinal, seq))",
-    "CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    "CREATE TABLE rows(ordinal INTEGER NOT NULL, seq INTEGER NOT NULL, prompt_id TEXT NOT NULL, "
+    "stage TEXT NOT NULL, record TEXT NOT NULL, checksum INTEGER, UNIQUE(ordinal, seq))",
+    "CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER)",
+)
+_UPGRADE = (
+    "ALTER TABLE rows ADD COLUMN checksum INTEGER",
+    "UPDATE rows SET checksum = checksum_of(ordinal, seq, prompt_id, stage, record)",
+    "ALTER TABLE meta ADD COLUMN checksum INTEGER",
+    "UPDATE meta SET checksum = checksum_of(key, value)",
 )
 _WINDOW = 4096
 """Ordinals that `done` reads at once."""
@@ -61,8 +68,8 @@ class Rows:
             self._lock = FolderLock(folder)
         try:
             if not readonly:
-                self._writer = Writer(self._path, _SCHEMA, _write, _explain_row)
-            self._reader = Reader(self._path)
+                self._writer = Writer(self._path, _SCHEMA, _write, _explain_row, _UPGRADE)
+            self._reader = Reader(self._path, _UPGRADE)
         except TenetError:
             self._release()
             raise
@@ -76,10 +83,7 @@ class Rows:
         """
         if not records:
             raise AccountingError(f"prompt {ordinal} ({prompt_id}) ends without a record")
-        chain = [
-            (ordinal, seq, prompt_id, stage, _utf8(record))
-            for seq, (stage, record) in enumerate(records)
-        ]
+        chain = [(ordinal, seq, prompt_id, stage, _utf8(record)) for seq, (stage, record) in enumerate(records)]
         await self._writing.commit(chain)
         if ordinal // _WINDOW == self._window_at:
             self._window[ordinal] = prompt_id
@@ -104,19 +108,17 @@ class Rows:
         """
         where, values = ("AND stage = ? ", (stage,)) if stage is not None else ("", ())
         query = (
-            "SELECT ordinal, seq, prompt_id, stage, record FROM rows "
+            "SELECT ordinal, seq, prompt_id, stage, record, checksum FROM rows "
             f"WHERE (ordinal, seq) > (?, ?) {where}ORDER BY ordinal, seq LIMIT 1000"
         )
         last = (-1, -1)
-        while page := self._reader.all(query, (*last, *values)):
+        while page := self._reader.checked(query, (*last, *values)):
             yield from map(Row._make, page)
             last = page[-1][:2]
 
     def counts(self) -> Counts:
         """Counted from the rows themselves, so that they can prove a run's own tally wrong."""
-        stages = dict(
-            self._reader.all("SELECT stage, count(*) FROM rows GROUP BY stage ORDER BY stage")
-        )
+        stages = dict(self._reader.all("SELECT stage, count(*) FROM rows GROUP BY stage ORDER BY stage"))
         drops: dict[str, dict[str, int]] = {}
         for stage, reason, n in self._reader.all(
             "SELECT json_extract(record, '$.stage') AS s, json_extract(record, '$.reason') AS r, "
@@ -130,25 +132,22 @@ class Rows:
     def reopen(self) -> int:
         """Forgets the chains whose outcome says `retry`, so that they are walked again; how many."""
         with self._writing.transaction() as db:
-            again = (
-                "SELECT ordinal FROM rows WHERE stage = 'outcome' "
-                "AND json_extract(record, '$.retry')"
-            )
-            found = db.execute(f"SELECT count(*) FROM ({again})").fetchone()[0]
+            again = "SELECT ordinal FROM rows WHERE stage = 'outcome' AND json_extract(record, '$.retry')"
+            found = db.execute(f"SELECT count(*) FROM ({again})").fetchone()[0]  # nosec B608 # the words are ours
             if found:
-                db.execute(f"DELETE FROM rows WHERE ordinal IN ({again})")
+                db.execute(f"DELETE FROM rows WHERE ordinal IN ({again})")  # nosec B608 # the words are ours
         self._window_at = -1
         return found
 
     def meta(self, key: str) -> str | None:
         """A fact about the run, such as its recipe's hash."""
-        found = self._reader.all("SELECT value FROM meta WHERE key = ?", (key,))
-        return found[0][0] if found else None
+        found = self._reader.checked("SELECT key, value, checksum FROM meta WHERE key = ?", (key,))
+        return found[0][1] if found else None
 
     def set_meta(self, key: str, value: str) -> None:
         """Committed on return; replaces what was there. LedgerError."""
         with self._writing.transaction() as db:
-            db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+            db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", (key, value, checksum((key, value))))
 
     def close(self) -> None:
         """Commits what is waiting, then lets another process write. May be called twice."""
@@ -186,7 +185,7 @@ def _utf8(record: str) -> str:
 
 
 def _write(db: sqlite3.Connection, jobs: list[_Chain]) -> list[None]:
-    insert(db, "INSERT INTO rows", [row for chain in jobs for row in chain])
+    insert(db, "INSERT INTO rows", [(*row, checksum(row)) for chain in jobs for row in chain])
     return [None] * len(jobs)
 
 
