@@ -60,13 +60,14 @@ def generate(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows.")] = None,
     shard: Annotated[str, typer.Option(help="i/N: every N-th row, from the i-th (0-based).")] = "0/1",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, call nothing.")] = False,
+    address: Annotated[str | None, typer.Option(help="A Ray cluster for replicas: auto, host:6379, ray://….")] = None,
 ) -> None:
     """Prompts in, judged preference pairs out. The same command goes on where a run was stopped."""
     from service import plan, screen
     from service import recipe as recipes
     from service.pipeline import Window
 
-    opened = recipes.open_recipe(recipe, overrides or [], out)
+    opened = recipes.open_recipe(recipe, overrides or [], out).on(address)
     window = Window(limit, _shard(shard))
     if dry_run:
         screen.show_plan(plan.describe(opened, window))

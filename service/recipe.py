@@ -22,6 +22,7 @@ from generators.respond import Settings as Respond
 from generators.revise import Settings as Revise
 from tenet import kinds
 from tenet.engines import Engine
+from tenet.engines._cluster import OnCluster
 from tenet.engines._unasked import Unasked
 from tenet.errors import SettingsError
 from tenet.records import Frozen, digest
@@ -73,6 +74,7 @@ class Recipe(Frozen):
 # A model's settings that may differ between two starts of one run, since no row depends on them.
 _EXECUTION = {
     *("replicas", "concurrency", "timeout_s", "retries", "patience_s", "address", "key_env", "restarts"),
+    *("resources", "wait_s", "hang_s"),
     *("gpu_memory_utilization", "kv_cache_gib", "max_num_seqs", "threads", "delay", "device", "batch"),
     *("backoff_s", "max_calls", "max_tokens_budget", "max_money", "price_prompt", "price_cached", "price_completion"),
 }
@@ -112,6 +114,18 @@ class Plan:
         first, respond, revise = next(iter(self.models)), self.recipe.respond, self.recipe.revise
         names = set(respond.pool) or {respond.model or first}
         return names | {revise.model} if revise.rounds and revise.model else names
+
+    def on(self, address: str | None) -> Plan:
+        """The plan with every engine that has replicas on the Ray cluster at an address. SettingsError."""
+        if address is None:
+            return self
+        given = Document({"address": address}, "--address")
+        assemble(OnCluster, given)
+        models = {
+            name: (kind, s.model_copy(update={"address": address}) if isinstance(s, OnCluster) else s)
+            for name, (kind, s) in self.models.items()
+        }
+        return replace(self, models=models)
 
     def build_engines(self) -> dict[str, Engine]:
         """Engines by model name; a wrong model path ends here."""

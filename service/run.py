@@ -19,7 +19,7 @@ import judges
 import tenet
 from constitution import snapshot
 from generators import prompts
-from service import export
+from service import _starts, export
 from service._memory import rare_collections
 from service.pipeline import EVERYTHING, Outcome, Pipeline, Tally, Window
 from service.recipe import Plan, load_constitution
@@ -129,8 +129,12 @@ async def execute(
             # A manifest says that the run is whole: the one of an earlier start must not outlive a crash of this one.
             (plan.folder / "manifest.json").unlink(missing_ok=True)
             hooks.stage("starting the engines")
-            await asyncio.gather(*(start(e) for e in {id(e): e for e in built.values()}.values()))
-            state, seconds = await _walk(plan, window, hooks, cached, rows, census.rows)
+            _starts.begin(rows)
+            try:
+                await asyncio.gather(*(start(e) for e in {id(e): e for e in built.values()}.values()))
+                state, seconds = await _walk(plan, window, hooks, cached, rows, census.rows)
+            finally:
+                _starts.end(rows, built)
             hooks.stage("writing the exports")
             try:
                 manifest = _finish(plan, window, rows, calls, cached, census, state, seconds)
@@ -233,6 +237,7 @@ def _finish(
         "reused": sum(e.reused for e in unique),
         "asked": sum(e.asked for e in unique),
         "seconds": round(seconds, 3),
+        "starts": _starts.read(rows),
         "files": files,
         "recipe": plan.recipe.model_dump(mode="json"),
         "constitution": {"hash": plan.constitution.hash, **plan.constitution.model_dump(mode="json")},

@@ -20,6 +20,8 @@ from tenet.errors import EngineError
 _lock = threading.Lock()
 _guests = 0
 _ours = False
+_where: str | None = None
+"""The address that this process joined; None for a Ray of its own."""
 
 
 def ray() -> Any:
@@ -28,9 +30,9 @@ def ray() -> Any:
 
 
 async def enter(address: str | None) -> None:
-    """Starts a local Ray (address None) or joins a cluster, unless this process is in one already.
+    """Starts a local Ray (address None) or joins a cluster, unless this process is there already.
 
-    EngineError if that fails. To be followed by one `leave`.
+    EngineError if that fails, or if this process is elsewhere. To be followed by one `leave`.
     """
     # a local node has 30 seconds to come up, and a busy machine may need more
     for left in (2, 1, 0) if address is None else (0,):
@@ -42,7 +44,7 @@ async def enter(address: str | None) -> None:
 
 
 def _join(address: str | None) -> None:
-    global _guests, _ours
+    global _guests, _ours, _where
     # read when Ray is imported or started
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("SPT_NOENV", "1")  # a process title must not be written over its environment
@@ -68,7 +70,12 @@ def _join(address: str | None) -> None:
                 )
             finally:
                 os.environ.pop(_watchdog.NODE_MARK, None)
-            _ours = True
+            _ours, _where = True, address
+        elif _ours and address != _where:
+            places = " and ".join("a local Ray" if at is None else at for at in (_where, address))
+            raise EngineError(
+                f"one process works with one Ray, but its engines name {places}: give all the same address"
+            )
         _guests += 1
 
 

@@ -1,7 +1,4 @@
-"""What runs inside one Ray actor: a vLLM async engine, its tokenizer, a tray of finished answers.
-
-Only plain tuples cross Ray, see Question and Answer.
-"""
+"""A replica that serves a model: a vLLM async engine and its tokenizer. What crosses Ray: Question, Answer."""
 
 from __future__ import annotations
 
@@ -15,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tenet.engines import _choices, _watchdog
+from tenet.engines._actor import Actor
 from tenet.engines._prompt import Fault, Prompts
 
 Draw = tuple[float, float, int, tuple[str, ...], int | None]
@@ -24,14 +22,14 @@ Question = tuple[int, tuple[tuple[str, str], ...], str | None, Draw, tuple[str, 
 Answer = tuple[int, str, str, tuple[float, ...], tuple[int, int, int], str | None, str]
 """(number, text, finish, log-probabilities, (prompt, completion, cached tokens), fault, detail)"""
 
-_TRAY = 0.004
-"""Seconds that answers may gather before they are sent: a Ray call costs as much as some tokens."""
 _ASKED = 128
 """vLLM scores at most so many named tokens in one call."""
+_LOOK = 5.0
+"""Seconds between two looks at whether vLLM's engine process answers."""
 
 
-class Replica:
-    """One engine: `start` it; `submit` puts questions in and `collect` brings out what is done."""
+class Replica(Actor):
+    """One engine."""
 
     answered = False
     """Whether what it is asked about ends with the assistant's turn."""
@@ -44,19 +42,10 @@ class Replica:
         # Ray sets it to the actor's share of CPUs; vLLM sets its own for its workers
         os.environ.pop("OMP_NUM_THREADS", None)
         _watchdog.guard(mark)
-        self._plan = plan
-        self._serving: set[asyncio.Task[None]] = set()
-        self._tray: list[Answer] = []
-        self._news = asyncio.Event()
-        self._loop = 0
-        self._dead = ""
+        super().__init__(plan)
         self._calls = 0
-
-    async def node(self) -> str:
-        """The Ray node that this actor runs on."""
-        import ray
-
-        return ray.get_runtime_context().get_node_id()
+        self._watch: asyncio.Task[None] | None = None
+        self._reloading = False
 
     async def start(self, share: tuple[int, int]) -> int:
         """Loads the model, as the i-th of n replicas on its node; returns the context length."""
@@ -67,9 +56,27 @@ class Replica:
         try:
             self._load()
         except Exception as error:
-            told = f"{type(error).__name__}: {error}{_last_error()}"
+            told = f"{type(error).__name__}: {error}{_last_error()}{_absent(plan['args'].get('model', ''))}"
             raise RuntimeError(told[:2000]) from None
+        if plan.get("hang_s"):
+            self._watch = asyncio.create_task(self._look(plan["hang_s"]))
         return self._limit
+
+    async def _look(self, patience: float) -> None:
+        """Asks the engine process for a sign of life, again and again: one that hangs never ends a call.
+
+        It answers between two steps of the model, so the patience must be longer than a step.
+        """
+        while not self._dead:
+            await asyncio.sleep(_LOOK)
+            try:
+                await asyncio.wait_for(self._engine.is_sleeping(), patience)
+            except TimeoutError:
+                if self._reloading:
+                    continue
+                self._die(f"vLLM's engine process gave no sign of life for {patience:g} s")
+            except self._death as error:
+                self._die(f"vLLM's engine process ended: {error}"[:500])
 
     def _load(self) -> None:
         from vllm import AsyncEngineArgs, SamplingParams
@@ -94,65 +101,29 @@ class Replica:
         at = {"revision": args["revision"], "trust_remote_code": False}
         self._prompts = Prompts(auto.from_pretrained(args["model"], **at))
 
-    async def submit(self, loop: int, questions: list[Question]) -> None:
-        """Takes questions of the driver's n-th event loop in and returns at once."""
-        self._follow(loop)
-        if loop == self._loop:
-            for question in questions:
-                task = asyncio.create_task(self._serve(loop, question))
-                self._serving.add(task)
-                task.add_done_callback(self._serving.discard)
-
-    async def collect(self, loop: int) -> list[Answer] | str:
-        """Waits until something that this loop asked is done and returns it; a string says why this replica is dead."""
-        self._follow(loop)
-        while loop == self._loop:
-            await self._news.wait()
-            if self._tray and not self._dead:
-                await asyncio.sleep(_TRAY)
-            if self._dead:
-                return self._dead
-            if loop != self._loop:
-                break
-            self._news.clear()
-            if self._tray:
-                answers, self._tray = self._tray, []
-                return answers
-        return []
-
-    def _follow(self, loop: int) -> None:
-        """A newer loop takes over: nobody waits for an ended one's answers.
-
-        Ray runs calls of an async actor in any order, so each of them says which loop it is from.
-        """
-        if loop > self._loop:
-            self._loop, self._tray = loop, []
-            self._news.set()
-
     async def stop(self) -> None:
         """Ends vLLM's processes."""
+        if self._watch:
+            self._watch.cancel()
         self._engine.shutdown()
 
     async def reload(self, folder: str) -> None:
         """Serves the weights of a folder from here on; nothing computed with the old ones is kept."""
-        await self._engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        self._reloading = True
+        try:
+            await self._engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        finally:
+            self._reloading = False
         if not await self._engine.reset_prefix_cache():
             raise RuntimeError("vLLM keeps prefixes that the old weights computed: calls are under way")
 
-    async def _serve(self, loop: int, question: Question) -> None:
-        number, asked = question[0], question[1:]
-        nothing = (number, "", "stop", (), (0, 0, 0))
-        try:
-            self._put(loop, (number, *await self._answer(asked), None, ""))
-        except Fault as fault:
-            self._put(loop, (*nothing, *fault.args))
-        except self._death as error:
-            self._dead = self._dead or f"vLLM's engine process ended: {error}"[:500]
-            self._news.set()
-        except (ValueError, TypeError) as error:
-            self._put(loop, (*nothing, "refused", f"vLLM refuses the question: {error}"[:500]))
-        except Exception as error:
-            self._put(loop, (*nothing, "server", f"{type(error).__name__}: {error}"[:500]))
+    def _fault(self, error: Exception) -> tuple[Any, ...] | None:
+        if isinstance(error, self._death):
+            self._die(f"vLLM's engine process ended: {error}"[:500])
+            return None
+        if isinstance(error, ValueError | TypeError):
+            return "refused", f"vLLM refuses the question: {error}"[:500]
+        return super()._fault(error)
 
     async def _answer(self, asked: tuple[Any, ...]) -> tuple[Any, ...]:
         messages, text, draw, choices = asked
@@ -163,11 +134,6 @@ class Replica:
         if choices:
             return await self._score(ids, self._prompts.paths(rendered, choices))
         return await self._draw(ids, draw)
-
-    def _put(self, loop: int, answer: Answer) -> None:
-        if loop == self._loop:
-            self._tray.append(answer)
-            self._news.set()
 
     def _fit(self, tokens: int) -> None:
         if tokens > self._limit:
@@ -256,6 +222,13 @@ def _threads(plan: dict[str, Any]) -> Generator[None]:
     yield
     for name in said if mine else ():
         del os.environ[name]
+
+
+def _absent(model: str) -> str:
+    """A hint, where a model's folder is not on this machine."""
+    if not model.startswith("/") or os.path.isdir(model):
+        return ""
+    return f" (there is no {model} on {os.uname().nodename}: every node must see the weights under the same path)"
 
 
 def _last_error() -> str:

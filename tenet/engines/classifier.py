@@ -9,19 +9,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from tenet.engines import Engine, Reply, Request, _model
+from tenet.engines._cluster import OnCluster
+from tenet.engines._scaling import Range
 from tenet.errors import SettingsError
-from tenet.records import Frozen
 
 _GATHER = 0.002
 """Seconds that requests may gather before they are scored together."""
 
 
-class Settings(Frozen):
+class Settings(OnCluster):
     """Which reward model to serve, and on what. Code that comes with a model is never run."""
 
     model: str
@@ -36,8 +37,8 @@ class Settings(Frozen):
     """Longest conversation in tokens; unset: the model's own."""
     batch: int = Field(16, ge=1)
     """For transformers: conversations that are scored together."""
-    replicas: int = Field(1, ge=1)
-    """For vLLM: copies of the model, each an actor of its own."""
+    replicas: Annotated[int, Field(ge=1)] | Range = 1
+    """For vLLM: copies of the model, each an actor of its own; or {min: 1, max: 8}."""
 
 
 class ClassifierEngine:
@@ -136,7 +137,8 @@ def _on_vllm(settings: Settings, saved: str) -> Engine:
     # vLLM would serve float32 in 16 bit, which is too coarse for the difference of two scores
     dtype = "float32" if settings.dtype == "auto" and saved == "float32" else settings.dtype
     own = {"model": settings.model, "dtype": dtype, "replicas": settings.replicas}
-    served = vllm.Settings.model_validate({**own, "max_model_len": settings.max_length})
+    placed = settings.model_dump(include=set(OnCluster.model_fields))
+    served = vllm.Settings.model_validate({**own, **placed, "max_model_len": settings.max_length})
     pool, about = vllm.open_pool(served, Pooler, runner="pooling")
     print_ = about["fingerprint"].partition(":")[2]
     engine = vllm.VllmEngine(served, pool, **{**about, "fingerprint": f"classifier:vllm:{print_}"})

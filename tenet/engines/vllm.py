@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from tenet.engines import Reply, Request, _model
+from tenet.engines._cluster import OnCluster
 from tenet.engines._pool import Pool
+from tenet.engines._pooled import PooledEngine
 from tenet.engines._replica import Replica
+from tenet.engines._scaling import Range
 from tenet.errors import SettingsError
-from tenet.records import Frozen, Usage
 
 _CPU_CONTEXT = 8192
 
 
-class Settings(Frozen):
+class Settings(OnCluster):
     """Which model to serve, and on what. Code that comes with a model is never run."""
 
     model: str
     """A folder, a hub name, or a bundled model: "nano:assistant", "nano:base"."""
-    replicas: int = Field(1, ge=1)
-    """Copies of the model, each an actor of its own."""
+    replicas: Annotated[int, Field(ge=1)] | Range = 1
+    """Copies of the model, each an actor of its own; or {min: 1, max: 8}: more when questions pile up."""
     tensor_parallel: int = Field(1, ge=1)
     """GPUs (or core groups, on CPU) that one replica is spread over."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
@@ -42,24 +44,14 @@ class Settings(Frozen):
     """Sequences that one replica decodes at the same time."""
     threads: int | None = Field(None, ge=1)
     """CPU only: cores that one replica computes on; unset: an even share of the machine's."""
-    address: str | None = None
-    """Address of a running Ray cluster, or "auto"; unset: Ray is started here, and ended here."""
-    restarts: int = Field(3, ge=0)
-    """How often in a row a replica is replaced, or a request sent again, before it is given up."""
 
 
-class VllmEngine:
+class VllmEngine(PooledEngine):
     """Serves one model. The first `generate`, or `start`, takes 20 seconds or more."""
 
-    has_choices, has_scores = True, False
-
     def __init__(self, settings: Settings, pool: Pool, *, name: str, fingerprint: str, family: str):
-        self.settings, self.pool = settings, pool
-        self.name, self.fingerprint, self.family = name, fingerprint, family
-
-    async def start(self) -> None:
-        """Starts Ray and the replicas; EngineError, with vLLM's reason, if they cannot start."""
-        await self.pool.start()
+        super().__init__(pool, name=name, fingerprint=fingerprint, family=family)
+        self.settings = settings
 
     async def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """One reply per request, in order; concurrent callers share vLLM's batches.
@@ -71,8 +63,7 @@ class VllmEngine:
         end-of-turn token. A request with choices counts as one call, however many tokens it takes.
         EngineError if no replica is left, or if two event loops use the engine at once.
         """
-        answers = await self.pool.ask([(_question(r), r.affinity) for r in requests])
-        return [_reply(a) for a in answers]
+        return await super().generate(requests)
 
     async def reload(self, folder: Path) -> None:
         """Serves the weights of a folder, of the same architecture, from here on; `fingerprint` follows.
@@ -93,10 +84,6 @@ class VllmEngine:
         await self.pool.reload(str(folder))
         self.fingerprint = _model.fingerprint(folder, self.settings.dtype, None)
 
-    async def close(self) -> None:
-        """Ends every process that the engine started. May be called again."""
-        await self.pool.close()
-
 
 def refuse_stale(config: dict[str, Any]) -> None:
     """SettingsError if a model's weights cannot be changed under a running engine."""
@@ -107,22 +94,6 @@ def refuse_stale(config: dict[str, Any]) -> None:
             where="engine.model",
             fix="start a new engine for changed weights; for PPO, rollout.engine: transformers",
         )
-
-
-def _question(r: Request) -> tuple[Any, ...]:
-    s = r.sampling
-    return (
-        tuple((m.role, m.content) for m in r.messages),
-        r.text,
-        (s.temperature, s.top_p, s.max_tokens, s.stop, s.seed),
-        r.choices,
-    )
-
-
-def _reply(answer: tuple[Any, ...]) -> Reply:
-    text, finish, logprobs, (prompt, completion, cached), fault, detail = answer
-    usage = Usage(calls=1, prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached)
-    return Reply(text=text, finish=finish, choice_logprobs=logprobs, usage=usage, fault=fault, detail=detail)
 
 
 def build(settings: Settings) -> VllmEngine:
@@ -198,11 +169,10 @@ def open_pool(settings: Settings, replica: type[Replica], **more: Any) -> tuple[
         "threads": settings.threads,
         "lora": str(adapter) if adapter else None,
     }
-    pool = Pool(
-        plan, replica, size=settings.replicas, restarts=settings.restarts, address=settings.address,
+    pool = settings.pool(
+        plan, replica, settings.replicas, full=settings.max_num_seqs,
+        cpus=(settings.threads or 1) * settings.tensor_parallel if cpu else 0,
         gpus=0 if cpu else settings.tensor_parallel,
-        # where Ray is ours alone it has nothing to ration
-        cpus=(settings.threads or 1) * settings.tensor_parallel if cpu and settings.address else 0,
     )  # fmt: skip
     name = settings.model if revision or settings.model.startswith("nano:") else folder.name
     return pool, {
