@@ -48,11 +48,7 @@ def tokenizer(seed: int = 0, passages: int = 30_000) -> PreTrainedTokenizerFast:
         ]
     )
     raw.decoder = decoders.ByteLevel()
-    texts = (
-        text
-        for _ in range(passages)
-        for text in (tasks.plain(rng), *(t for _, t in tasks.exercise(rng)))
-    )
+    texts = (text for _ in range(passages) for text in (tasks.plain(rng), *(t for _, t in tasks.exercise(rng))))
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         special_tokens=[AddedToken(s, special=True) for s in SPECIAL],
@@ -61,7 +57,10 @@ def tokenizer(seed: int = 0, passages: int = 30_000) -> PreTrainedTokenizerFast:
     )
     raw.train_from_iterator(texts, trainer)
     made = PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="<|pad|>", eos_token="<|end|>", model_max_length=2048
+        tokenizer_object=raw,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        model_max_length=2048,  # nosec B106 # no secret
     )
     made.chat_template = CHAT_TEMPLATE
     return made
@@ -189,9 +188,10 @@ def mixture(dense: Path, out: Path, seed: int = 0, scale: float = 1.0, watch: Wa
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tok = AutoTokenizer.from_pretrained(dense)
+    tok = AutoTokenizer.from_pretrained(dense)  # nosec B615 # a local folder
     model = upcycle.upcycle(
-        AutoModelForCausalLM.from_pretrained(dense, dtype=torch.float32), MOE.model_copy(update={"seed": seed})
+        AutoModelForCausalLM.from_pretrained(dense, dtype=torch.float32),  # nosec B615 # a local folder
+        MOE.model_copy(update={"seed": seed}),
     )
     # A rate below the dense stages': most of what the experts know is kept.
     settings = Settings(tokens=int(MOE_TOKENS * scale), batch_tokens=4096, lr=5e-4, matrix_lr=0.002, seed=seed)

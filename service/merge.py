@@ -67,7 +67,7 @@ def _open(folder: Path) -> tuple[Any, Any]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)  # nosec B615 # a local folder
     named = " ".join(config.architectures or [])
     kind = AutoModelForSequenceClassification if "SequenceClassification" in named else AutoModelForCausalLM
     dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32

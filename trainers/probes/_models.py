@@ -45,14 +45,15 @@ class Loaded:
         root = stage
         while root.base is not None:
             root = root.base
-        model: Any = AutoModelForCausalLM.from_pretrained(root.folder, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(root.folder, dtype=torch.float32)  # nosec B615 # a local folder
         for adapter in reversed(list(_adapters(stage))):
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, adapter.folder).merge_and_unload()
         self.model: Any = model.to(self.device).eval()
         own = (stage.folder / "tokenizer_config.json").exists()
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(stage.folder if own else root.folder)
+        folder = stage.folder if own else root.folder
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)  # nosec B615 # a local folder
         self.window = int(getattr(self.model.config, "max_position_embeddings", 0) or 1 << 30)
 
     def close(self) -> None:

@@ -249,7 +249,7 @@ def _similarity(replies: Sequence[Reply]) -> dict[str, Any]:
     n = len(replies)
     if n < 2:
         return {"value": None, "why": "one reply has none to be like"}
-    model: Any = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\w+")
+    model: Any = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\w+")  # nosec B106 # no secret
     try:
         vectors = model.fit_transform([r.text for r in replies])
     except ValueError:
