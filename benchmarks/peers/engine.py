@@ -29,9 +29,14 @@ def sampling(stage: str) -> dict[str, Any]:
     return {"max_tokens": chain.NANO.max_tokens, "temperature": 1.0}
 
 
-def tell(rows: Sequence[Mapping[str, Any]], begun: float) -> None:
-    """Whole records, seconds of work without the engine's start, characters drawn (so that lengths can be compared)."""
-    whole = [row for row in rows if all(isinstance(row.get(stage), str) for stage in chain.STAGES)]
-    drawn = sum(len(row[stage]) for row in whole for stage in chain.STAGES)
-    done = time.time()
-    print(json.dumps({"done": done, "records": len(whole), "work_s": done - begun, "characters": drawn}), flush=True)
+def differ(row: Mapping[str, Any]) -> bool:
+    """Whether there is something to judge; tenet asks no verdict on two identical replies, so nobody does."""
+    return row["reply"] != row["revision"]
+
+
+def tell(rows: Sequence[Mapping[str, Any]], work_s: float, calls: int = 0, prompt: int = 0, drawn: int = 0) -> None:
+    """The last line: whole records, seconds of work without the engine's start, calls and tokens."""
+    stages = chain.STAGES[:3]
+    whole = [row for row in rows if all(isinstance(row.get(stage), str) for stage in stages)]
+    told = {"done": time.time(), "records": len(whole), "work_s": work_s, "calls": calls}
+    print(json.dumps({**told, "prompt_tokens": prompt, "drawn_tokens": drawn}), flush=True)

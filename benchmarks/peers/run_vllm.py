@@ -25,29 +25,56 @@ from run import HERE, end_of, told
 from watch import Watched
 
 from nano import world
-from tenet.engines._replica import cores
-from tenet.engines.vllm import Settings, build
 
 CONTENDERS = {
-    "tenet": "vllm_tenet.py",
-    "LLM.chat, stage by stage": "vllm_plain.py",
-    "Ray Data LLM": "vllm_ray.py",
-    "distilabel's vLLM": "vllm_distilabel.py",
+    "tenet": ("vllm_tenet.py", 0),
+    "LLM.chat, stage by stage": ("vllm_plain.py", 1),
+    "LLM.chat, stage by stage, two threads": ("vllm_plain.py", 2),
+    "Ray Data LLM": ("vllm_ray.py", 1),
+    "distilabel's vLLM": ("vllm_distilabel.py", 1),
 }
-DISTILABEL = ("distilabel==1.5.3", "orjson", "tblib", "universal-pathlib", "portalocker", "nltk")
+"""Script, and the threads that its model gets; tenet binds its own, one of two cores."""
+ARGS = {
+    # What tenet gives its own engine on CPU; without block_size 32 vLLM's blocks of 128 tokens leave short prompts no
+    # prefix to share, and chunked prefill ends the engine where a sampled prompt is read in chunks.
+    "dtype": "auto",
+    "max_model_len": 2048,
+    "enforce_eager": True,
+    "max_num_seqs": 256,
+    "max_num_batched_tokens": 4096,
+    "kv_cache_memory_bytes": 2**30,
+    "block_size": 32,
+    "enable_prefix_caching": True,
+    "enable_chunked_prefill": False,
+    "distributed_executor_backend": "uni",
+    "load_format": "safetensors",
+    "disable_log_stats": True,
+}
+DISTILABEL = ("distilabel==1.5.3", "orjson", "tblib", "universal-pathlib", "pathlib-abc", "portalocker", "nest-asyncio")
 
 
-def prepare(folder: Path, prompts: int) -> dict[str, str]:
-    """Writes prompts and engine arguments into the folder; returns the environment a replica would run in."""
+def prepare(folder: Path, prompts: int) -> None:
+    """Writes prompts and engine arguments into the folder."""
     rng = random.Random(7)
     asked = [world.question(rng)[1] + f" I have {i} of them." for i in range(prompts)]
-    plan = build(Settings(model="nano:assistant")).pool.plan
-    args = {key: value for key, value in plan["args"].items() if key != "worker_extension_cls"}
+    args = {**ARGS, "model": str(Path(world.__file__).parent / "models" / "assistant")}
     (folder / "engine.json").write_text(json.dumps({"prompts": asked, "args": args}))
-    # One thread for the model, one core left to the scheduler, which spins: faster on two cores than two threads.
-    bound = cores((0, 1), plan["threads"], 1)
-    threads = {"VLLM_CPU_OMP_THREADS_BIND": bound, "OMP_NUM_THREADS": str(bound.count(",") + 1)}
-    return {**plan["env"], **threads}
+
+
+def environment(threads: int) -> dict[str, str]:
+    """vLLM's model in the engine's own process, its threads bound to the first cores."""
+    cores = sorted(os.sched_getaffinity(0))[:threads]
+    places = ",".join(map(str, cores))
+    return {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": places,
+        "OMP_NUM_THREADS": str(threads),
+        "OMP_PLACES": f"{{{places}}}",
+        "OMP_PROC_BIND": "true",
+    }
 
 
 def extras(venvs: Path) -> str:
@@ -62,16 +89,18 @@ def extras(venvs: Path) -> str:
 def measure(name: str, given: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        env = {**os.environ, **QUIET, **prepare(folder, given.prompts)}
+        prepare(folder, given.prompts)
+        script, threads = CONTENDERS[name]
+        env = {**os.environ, **QUIET, **(environment(threads) if threads else {})}
         if "distilabel" in name:
             env["PYTHONPATH"] = extras(given.venvs)
         begun = time.time()
-        command = [sys.executable, str(HERE / CONTENDERS[name]), "--folder", place]
+        command = [sys.executable, str(HERE / script), "--folder", place]
         watched = Watched(command, env=env, cwd=folder, log=folder / "log.txt")
         code, said = watched.wait(given.timeout), told(watched)
-        if code is None or not said:
-            (given.venvs / f"{CONTENDERS[name]}.log").write_text(watched.log.read_text(errors="replace"))
-            return {"failed": "time" if code is None else end_of(watched)}
+        if code is None or not said.get("records"):
+            (given.venvs / f"{script}.log").write_text(watched.log.read_text(errors="replace"))
+            return {"failed": "time" if code is None else "no record came out" if said else end_of(watched)}
     said.pop("done")
     return {
         **said,

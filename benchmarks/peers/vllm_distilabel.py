@@ -15,7 +15,7 @@ from endpoint_distilabel import COLUMNS
 
 def main() -> None:
     given = engine.arguments()
-    args = {key: value for key, value in given.args.items() if key not in ("model", "dtype", "revision")}
+    args = {key: value for key, value in given.args.items() if key not in ("model", "dtype")}
     begun = time.time()
     with Pipeline(name="peers", cache_dir=given.folder / "distilabel") as pipeline:
         step = LoadDataFromDicts(name="load", data=[{"prompt": p} for p in given.prompts], batch_size=512)
@@ -25,7 +25,11 @@ def main() -> None:
             step = step >> TextGeneration(
                 name=stage,
                 llm=vLLM(
-                    model=given.args["model"], dtype=given.args["dtype"], extra_kwargs=args, generation_kwargs=asked
+                    model=given.args["model"],
+                    dtype=given.args["dtype"],
+                    extra_kwargs=args,
+                    generation_kwargs=asked,
+                    disable_cuda_device_placement=True,
                 ),
                 template=chain.NANO.template(stage),
                 columns=COLUMNS[stage],
@@ -33,7 +37,7 @@ def main() -> None:
                 input_batch_size=512,
             )
     made = pipeline.run(use_cache=False, load_groups="sequential_step_execution")
-    engine.tell(list(made["default"]["train"]), begun)
+    engine.tell(list(made["default"]["train"]), time.time() - begun, calls=4 * len(given.prompts))
 
 
 if __name__ == "__main__":

@@ -14,14 +14,21 @@ def main() -> None:
 
     llm = LLM(**given.args)
     rows = [{"prompt": p} for p in given.prompts]
-    llm.chat([chain.NANO.messages("reply", row) for row in rows[:8]], SamplingParams(max_tokens=8), use_tqdm=False)
-    begun = time.time()
+    for stage in ("reply", "verdict"):  # what is compiled or loaded at the first call is no stage's cost
+        some = {"reply": "One.", "revision": "Two."}
+        asked = [chain.NANO.messages(stage, {**row, **some}) for row in rows[:8]]
+        llm.chat(asked, SamplingParams(**{**engine.sampling(stage), "max_tokens": 1}), use_tqdm=False)
+    begun, done = time.time(), []
     for stage in chain.STAGES:
-        asked = [chain.NANO.messages(stage, row) for row in rows]
+        going = [row for row in rows if stage != "verdict" or engine.differ(row)]
+        asked = [chain.NANO.messages(stage, row) for row in going]
         outs = llm.chat(asked, SamplingParams(**engine.sampling(stage)), use_tqdm=False)
-        for row, out in zip(rows, outs, strict=True):
+        for row, out in zip(going, outs, strict=True):
             row[stage] = out.outputs[0].text
-    engine.tell(rows, begun)
+        done += outs
+    work_s = time.time() - begun
+    prompt, drawn = sum(len(o.prompt_token_ids) for o in done), sum(len(o.outputs[0].token_ids) for o in done)
+    engine.tell(rows, work_s, len(done), prompt, drawn)
     llm.llm_engine.engine_core.shutdown()  # else its processes keep this one from ending
 
 

@@ -31,6 +31,7 @@ def processor(args: dict[str, Any], stage: str) -> Any:
         postprocess=lambda row: {
             **{key: row[key] for key in ("prompt", *chain.STAGES) if key in row},
             stage: row["generated_text"],
+            "tokens": (row["num_input_tokens"], row["num_generated_tokens"]),
             "at": time.time(),
         },
     )
@@ -40,12 +41,15 @@ def main() -> None:
     given = engine.arguments()
     ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)  # more logical cores than there are: no deadlock
     ray.data.DataContext.get_current().enable_progress_bars = False
-    dataset, worked = ray.data.from_items([{"prompt": p} for p in given.prompts]), 0.0
+    rows: list[dict[str, Any]] = [{"prompt": p} for p in given.prompts]
+    worked, tokens = 0.0, []
     for stage in chain.STAGES:
-        dataset = processor(given.args, stage)(dataset).materialize()
-        at = [row["at"] for row in dataset.take_all()]
-        worked += max(at) - min(at)  # from the first batch's end on: a little less than the stage took
-    engine.tell(dataset.take_all(), time.time() - worked)
+        going = [row for row in rows if stage != "verdict" or engine.differ(row)]
+        done = processor(given.args, stage)(ray.data.from_items(going)).take_all()
+        worked += max(row["at"] for row in done) - min(row["at"] for row in done)  # from the first batch's end on
+        tokens += [row["tokens"] for row in done]
+        rows = done if stage != "verdict" else rows
+    engine.tell(rows, worked, len(tokens), sum(t[0] for t in tokens), sum(t[1] for t in tokens))
     ray.shutdown()
 
 

@@ -32,8 +32,16 @@ def main() -> None:
     command = [sys.executable, "-m", "service", "generate", str(recipe), "--out", str(out)]
     subprocess.run(command, check=True, cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL)
     manifest = json.loads((out / "manifest.json").read_text())
-    told = {"done": time.time(), "records": manifest["prompts"]["kept"] + len(manifest["drops"])}
-    print(json.dumps({**told, "work_s": manifest["seconds"], "asked": manifest["asked"]}), flush=True)
+    used = manifest["usage"].values()
+    told = {
+        "done": time.time(),
+        "records": manifest["prompts"]["rows"],
+        "work_s": manifest["seconds"],
+        "calls": manifest["asked"],
+        "prompt_tokens": sum(u["prompt_tokens"] for u in used),
+        "drawn_tokens": sum(u["completion_tokens"] for u in used),
+    }
+    print(json.dumps(told), flush=True)
 
 
 if __name__ == "__main__":
