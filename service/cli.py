@@ -81,7 +81,7 @@ def generate(
 
 
 def run_watched(plan: Any, window: Any, engines: Any = None) -> dict[str, Any]:
-    """Runs a plan with progress bars; the first Ctrl-C stops cleanly, the second at once."""
+    """Runs a plan with progress bars; the first Ctrl-C or SIGTERM stops cleanly, the second at once."""
     from service import run, screen
 
     async def watched() -> dict[str, Any]:
@@ -94,11 +94,13 @@ def run_watched(plan: Any, window: Any, engines: Any = None) -> dict[str, Any]:
                 if not bars.stop():
                     task.cancel()
 
-            loop.add_signal_handler(signal.SIGINT, interrupt)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, interrupt)
             try:
                 return await task
             finally:
-                loop.remove_signal_handler(signal.SIGINT)
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    loop.remove_signal_handler(number)
 
     try:
         return asyncio.run(watched())

@@ -74,7 +74,7 @@ class Recipe(Frozen):
 # A model's settings that may differ between two starts of one run, since no row depends on them.
 _EXECUTION = {
     *("replicas", "concurrency", "timeout_s", "retries", "patience_s", "address", "key_env", "restarts"),
-    *("resources", "wait_s", "hang_s"),
+    *("resources", "wait_s", "hang_s", "pinned"),
     *("gpu_memory_utilization", "kv_cache_gib", "max_num_seqs", "threads", "delay", "device", "batch"),
     *("backoff_s", "max_calls", "max_tokens_budget", "max_money", "price_prompt", "price_cached", "price_completion"),
 }

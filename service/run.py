@@ -243,7 +243,7 @@ def _finish(
         "constitution": {"hash": plan.constitution.hash, **plan.constitution.model_dump(mode="json")},
         "principle_hashes": {p.id: p.hash for p in plan.constitution.principles},
         "constitution_edited": edited_since(plan),
-        "engines": {n: {"name": e.name, "fingerprint": e.fingerprint} for n, e in engines.items()},
+        "engines": {n: {"name": e.name, "fingerprint": e.fingerprint, "served": e.served} for n, e in engines.items()},
         "judge_engines": _judges(plan, engines),
         "window": {"limit": window.limit, "shard": list(window.shard)},
         "versions": versions(),

@@ -56,6 +56,8 @@ class Reply(Frozen):
     choice_logprobs: tuple[float | None, ...] = ()
     """One per choice: log-probability of the whole continuation, in nats; None if the engine could not tell."""
     usage: Usage = Usage()
+    served: str = ""
+    """What the server calls the model that answered: replies under two names are not stored together."""
     fault: Fault | None = None
     detail: str = ""
     """What the engine said about the fault; never holds a key or an address with credentials."""

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from tenet.engines import Engine, Fault, Reply, Request
-from tenet.errors import BudgetExceeded, EngineError
+from tenet.errors import BudgetExceeded, EngineError, EngineRefused
 from tenet.ledger import Calls, StoredReply
 from tenet.records import Usage
 
@@ -33,9 +33,7 @@ class Budget:
         self.tokens = spent.prompt_tokens + spent.completion_tokens
 
     @classmethod
-    def resume(
-        cls, calls: Calls, run: str, *, max_calls: int | None = None, max_tokens: int | None = None
-    ) -> Budget:
+    def resume(cls, calls: Calls, run: str, *, max_calls: int | None = None, max_tokens: int | None = None) -> Budget:
         """The budget of a run that may have been started before: its stored replies count."""
         spent = sum(calls.usage(run).values(), Usage())
         return cls(max_calls=max_calls, max_tokens=max_tokens, spent=spent)
@@ -45,9 +43,7 @@ class Budget:
         if self.max_tokens is not None and self.tokens >= self.max_tokens:
             raise BudgetExceeded(f"max_tokens={self.max_tokens}: {self.tokens} tokens are spent")
         if self.max_calls is not None and self.calls + n > self.max_calls:
-            raise BudgetExceeded(
-                f"max_calls={self.max_calls}: {self.calls} calls are spent and {n} more are due"
-            )
+            raise BudgetExceeded(f"max_calls={self.max_calls}: {self.calls} calls are spent and {n} more are due")
         self.calls += n
 
 
@@ -57,9 +53,7 @@ class CachedEngine:
     Faults are never stored, so that a rerun tries again. EngineError and LedgerError pass through.
     """
 
-    def __init__(
-        self, engine: Engine, calls: Calls, run: str, budget: Budget | None = None
-    ) -> None:
+    def __init__(self, engine: Engine, calls: Calls, run: str, budget: Budget | None = None) -> None:
         self.name, self.fingerprint = engine.name, engine.fingerprint
         self.has_choices, self.has_scores, self.family = engine.has_choices, engine.has_scores, engine.family
         self.asked = 0
@@ -69,6 +63,7 @@ class CachedEngine:
         self.faults: Counter[Fault] = Counter()
         self._engine, self._calls, self._run = engine, calls, run
         self._budget = budget or Budget()
+        self._served = ""
         self._asking: dict[str, asyncio.Future[Reply]] = {}
         self._paid = [0, 0, 0, 0]
 
@@ -76,9 +71,12 @@ class CachedEngine:
     def usage(self) -> Usage:
         """What this object has paid, faults included."""
         calls, prompt, completion, cached = self._paid
-        return Usage(
-            calls=calls, prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached
-        )
+        return Usage(calls=calls, prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached)
+
+    @property
+    def served(self) -> str:
+        """What the server calls the model whose replies are stored; "" if it says nothing, or was never asked."""
+        return self._served or self._calls.served(self.fingerprint)
 
     async def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """One reply per request, in order; every reply without fault is durable on return."""
@@ -140,20 +138,38 @@ class CachedEngine:
             raise EngineError(f"{self.name}: {len(answers)} replies to {len(missing)} requests")
         replies = dict(zip(missing, answers, strict=True))
         good: dict[str, StoredReply] = {}
+        others: set[str] = set()
         for key, reply in replies.items():
             self._count(reply)
-            if reply.fault is None:
-                good[key] = StoredReply(
-                    reply.text, reply.finish, reply.choice_logprobs, reply.usage
-                )
+            if reply.fault is None and self._is_another(reply.served):
+                others.add(reply.served)
+            elif reply.fault is None:
+                good[key] = StoredReply(reply.text, reply.finish, reply.choice_logprobs, reply.usage)
         stored = await self._calls.put_many(good, self._run, self.name) if good else {}
         for key, kept in stored.items():
             if kept is not good[key]:  # another process was faster: everyone builds on its reply
                 replies[key] = _unpack(kept)
         spent = next((r.detail for r in replies.values() if r.fault == "budget"), None)
+        if others:
+            raise EngineRefused(self._swapped(*others))
         if spent is not None:  # the engine's own budget ends the run; it is no fault of these rows
             raise BudgetExceeded(f"{self.name}: {spent}")
         return replies
+
+    def _is_another(self, model: str) -> bool:
+        """Whether a server answers under another name than when this workspace first heard it."""
+        if model and not self._served:
+            self._served = self._calls.served(self.fingerprint, model)
+        heard, first = f"{model}, ", f"{self._served}, "  # one may be told without the fingerprint behind the name
+        return bool(model) and not (heard.startswith(first) or first.startswith(heard))
+
+    def _swapped(self, *models: str) -> str:
+        return (
+            f"{self.name}: the server now answers as {' and '.join(map(repr, sorted(models)))}, and the stored replies "
+            f"are those of {self._served!r}; the two are not mixed, and nothing of the new one is kept. Bring the old "
+            "model back; or set the engine's `version`, which asks everything anew for another run folder; or, if this "
+            "server alternates between backends of one model, set `pinned: model`"
+        )
 
     def _count(self, reply: Reply) -> None:
         if reply.fault is not None:

@@ -41,12 +41,13 @@ class Overloaded(Failed):
 class Http:
     """The connections to one server; holds the key, which leaves it only as a header to it."""
 
-    def __init__(self, base_url: str, key_env: str, *, timeout_s: float) -> None:
+    def __init__(self, base_url: str, key_env: str, *, timeout_s: float, pinned: _wire.Pinned = "nothing") -> None:
         base = base_url.rstrip("/")
         parts = urlsplit(base)
         self.host = f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
         self._urls = {p: URL(base + p) for p in ("/chat/completions", "/completions")}
-        self._base, self._key_env, self._timeout_s = base, key_env, timeout_s
+        self._key_env, self._timeout_s = key_env, timeout_s
+        self._pinned: _wire.Pinned = pinned
         self._key = os.environ.get(key_env, "").strip() if key_env else ""
         if not (self._key.isascii() and self._key.isprintable()):
             what = f"${key_env} holds a character that no HTTP header can carry"
@@ -86,7 +87,7 @@ class Http:
         if 200 <= answer.status < 300:
             said = _wire.load(payload)
             if said.get("choices") or not said.get("error"):
-                return _wire.reply_of(said, request)
+                return _wire.reply_of(said, request, self._pinned)
             # Some gateways wrap the failure of the server behind them in a 200.
             inner: Any = said["error"]
             code: Any = inner.get("code") if isinstance(inner, dict) else None  # pyright: ignore
@@ -101,9 +102,7 @@ class Http:
         self._session = aiohttp.ClientSession(
             headers=headers,
             connector=aiohttp.TCPConnector(limit=0),  # the limiter counts; a second queue hides
-            timeout=aiohttp.ClientTimeout(
-                total=self._timeout_s, sock_connect=min(30.0, self._timeout_s)
-            ),
+            timeout=aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=min(30.0, self._timeout_s)),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
         return self._session
@@ -161,9 +160,7 @@ def check_address(url: str) -> None:
         raise SettingsError("not an address", where=where, fix=fix) from None
     if "@" in url or "?" in url or "#" in url:
         what = "an address with a user, password, query or fragment, which messages would show"
-        raise SettingsError(
-            what, where=where, fix="give the key by the variable that key_env names"
-        )
+        raise SettingsError(what, where=where, fix="give the key by the variable that key_env names")
     if not usable:
         raise SettingsError("not an http or https address", where=where, fix=fix)
     if parts.path.rstrip("/").endswith("/completions"):

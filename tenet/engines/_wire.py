@@ -6,13 +6,14 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from tenet.engines import Reply, Request
 from tenet.records import Usage
 from tenet.templates import role_safe
 
 JSON = dict[str, Any]
+Pinned = Literal["fingerprint", "model", "nothing"]
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 _NO_SCORES = (
@@ -35,9 +36,7 @@ class Unreadable(Exception):
         self.usage = usage
 
 
-def body_of(
-    request: Request, *, model: str, extra: JSON, top: int, length_field: str
-) -> tuple[str, bytes]:
+def body_of(request: Request, *, model: str, extra: JSON, top: int, length_field: str) -> tuple[str, bytes]:
     """(path, JSON body) of a request; `top` is top_logprobs, `length_field` a chat reply's limit.
 
     Choices are asked at temperature 0: the log-probabilities that servers return are those of the
@@ -47,9 +46,7 @@ def body_of(
     chat = request.text is None
     limit = length_field if chat else "max_tokens"
     if chat:
-        body["messages"] = [
-            {"role": m.role, "content": role_safe(m.content)} for m in request.messages
-        ]
+        body["messages"] = [{"role": m.role, "content": role_safe(m.content)} for m in request.messages]
     else:
         body["prompt"] = request.text
     if request.choices:
@@ -78,17 +75,15 @@ def load(payload: bytes) -> JSON:
     try:
         said: Any = json.loads(payload.decode())  # bytes would first be searched for a UTF-16
     except (ValueError, RecursionError) as error:
-        raise Unreadable(
-            f"the answer is not JSON: {type(error).__name__} in {len(payload)} bytes"
-        ) from None
+        raise Unreadable(f"the answer is not JSON: {type(error).__name__} in {len(payload)} bytes") from None
     if not isinstance(said, dict):
         raise Unreadable(f"the answer is a JSON {type(said).__name__}, not an object")
     return cast(JSON, said)
 
 
-def reply_of(said: JSON, request: Request) -> Reply:
+def reply_of(said: JSON, request: Request, pinned: Pinned = "nothing") -> Reply:
     """The Reply that an answer holds; Unreadable if it holds none and asking again may help."""
-    usage = _usage(said.get("usage"))
+    usage, served = _usage(said.get("usage")), served_by(said, pinned)
     try:
         first = said["choices"][0]
         finish: object = first.get("finish_reason")
@@ -106,21 +101,23 @@ def reply_of(said: JSON, request: Request) -> Reply:
         if not found and text is None and not finish:  # a null answer, not a server without log-probabilities
             raise Unreadable("the answer is null", usage)
         return (
-            Reply(choice_logprobs=found, usage=usage, detail=detail)
+            Reply(choice_logprobs=found, usage=usage, served=served, detail=detail)
             if found
             else Reply(fault="bad_reply", detail=_NO_SCORES, usage=usage)
         )
     if text is None and finish == "length":
-        text = (
-            ""  # a reasoning model that thought until its tokens ran out: cut short, not unreadable
-        )
+        text = ""  # a reasoning model that thought until its tokens ran out: cut short, not unreadable
     if not isinstance(text, str):
         raise Unreadable(f"the answer has no text (finish_reason {finish!r:.40})", usage)
     if finish in ("abort", "error"):
         raise Unreadable(f"the server broke off the reply (finish_reason {finish!r})", usage)
-    return Reply(
-        text=_storable(text), finish="length" if finish == "length" else "stop", usage=usage
-    )
+    return Reply(text=_storable(text), finish="length" if finish == "length" else "stop", usage=usage, served=served)
+
+
+def served_by(said: JSON, pinned: Pinned) -> str:
+    """What an answer says of who gave it: "model", or "model, system_fingerprint"; "" for what is not pinned."""
+    names = {"nothing": (), "model": ("model",), "fingerprint": ("model", "system_fingerprint")}[pinned]
+    return ", ".join(clean(name) for n in names if isinstance(name := said.get(n), str) and name)
 
 
 def _storable(text: str) -> str:
@@ -172,9 +169,7 @@ def _top(scores: object) -> list[tuple[str, float]] | None:
     ] or None
 
 
-def score(
-    choices: Sequence[str], top: Sequence[tuple[str, float]] | None
-) -> tuple[tuple[float | None, ...], str]:
+def score(choices: Sequence[str], top: Sequence[tuple[str, float]] | None) -> tuple[tuple[float | None, ...], str]:
     """Each choice's log-probability in nats, or None where it cannot be told, and why.
 
     A token stands for a choice if the texts are equal, one leading space aside: tokenizers write

@@ -40,6 +40,11 @@ class Settings(Frozen):
     """The model's family, such as "qwen3"; read off the model's name if empty."""
     concurrency: int = Field(default=64, ge=1)
     """Most calls in flight; the engine finds by itself how many the server copes with."""
+    version: str = ""
+    """Part of the fingerprint: change it when another model answers at the same address under the same name."""
+    pinned: _wire.Pinned = "fingerprint"
+    """What must not change in the server's answers while one workspace stores its replies: the model's name and
+    `system_fingerprint`, only the name (for servers that alternate between backends), or nothing."""
     timeout_s: float = Field(default=120.0, gt=0)
     """Seconds one call may take, connecting included."""
     retries: int = Field(default=5, ge=0)
@@ -99,12 +104,13 @@ class OpenAIEngine:
         self.name = f"openai:{s.model}"
         where = s.base_url.rstrip("/")
         self.fingerprint = f"openai:{where}:{s.model}:{canonical(s.extra)}:top{s.top_logprobs}"
+        self.fingerprint += f":{s.version}" if s.version else ""
         self.has_choices, self.has_scores = s.choices, False
         # "Qwen/Qwen3-8B" is "qwen3": letters and the version that sticks to them.
         guess = re.match(r"[a-z]+\d*", s.model.rsplit("/", 1)[-1].lower())
         self.family = s.family or (guess[0] if guess else "")
         self._settings = s
-        self._http = _http.Http(s.base_url, s.key_env, timeout_s=s.timeout_s)
+        self._http = _http.Http(s.base_url, s.key_env, timeout_s=s.timeout_s, pinned=s.pinned)
         self._limiter = Limiter(s.concurrency, pause_s=s.backoff_s)
         self._budget = Budget(
             most_calls=s.max_calls,
