@@ -18,12 +18,13 @@ import pytest
 
 from service import recipe as recipes
 from service import run
-from tenet.errors import LedgerError, RunFolderError
+from tenet.engines._scaling import Range, Scale
+from tenet.errors import LedgerError, RunFolderError, SettingsError
 from tenet.ledger import Rows
 from tests import cluster
 
 ROOT = Path(__file__).parent.parent
-PROMPTS = 100
+PROMPTS = 72
 RECIPE = """
 prompts: {path: prompts.jsonl}
 constitution: nano
@@ -121,10 +122,10 @@ def test_node_killed(nodes: Any, undisturbed: list[Any], tmp_path: Path) -> None
     before = ended(folder)
     assert 10 <= before < PROMPTS
     with start(recipe, nodes.address) as driver:
-        wait(lambda: ended(folder) >= before + 8, driver)
+        wait(lambda: ended(folder) >= before + 4, driver)
         assert [len(players(n)) for n in (one, gone, three)] == [1, 1, 1]
         players(one)[0].kill()
-        wait(lambda: ended(folder) >= before + 20, driver)
+        wait(lambda: ended(folder) >= before + 12, driver)
         for process in cluster.processes_of(gone):
             process.kill()
         manifest = finish(driver, folder)
@@ -139,4 +140,89 @@ def test_node_killed(nodes: Any, undisturbed: list[Any], tmp_path: Path) -> None
     assert gone.node_id[:8] in lost[1]["node"]
     replaced = [e["node"] for e in story["events"] if e["what"] == "replaced"]
     assert all(gone.node_id[:8] not in node for node in replaced)
-    print(json.dumps(manifest["starts"], indent=1))
+
+
+def test_node_cut_off(nodes: Any, undisturbed: list[Any], tmp_path: Path) -> None:
+    """A node whose processes stand still, as if its network were cut: the others take over what it holds."""
+    recipe, folder = write(tmp_path, "replicas: 2, delay: 0.2, hang_s: 6"), tmp_path / "runs/r"
+    with start(recipe, nodes.address) as driver:
+        wait(lambda: ended(folder) >= 10, driver)
+        cut = next(n for n in nodes.worker_nodes if players(n))
+        still = cluster.processes_of(cut)
+        for process in still:
+            process.suspend()
+        try:
+            begun = ended(folder)
+            wait(lambda: ended(folder) >= begun + 30, driver)
+        finally:
+            for process in still:
+                process.resume()
+        manifest = finish(driver, folder)
+    assert rows_of(folder) == undisturbed
+    story = manifest["starts"][0]["replicas"]["m"]
+    assert story["lost"] == 1
+    lost = next(e for e in story["events"] if e["what"] == "lost")
+    assert "no sign of life for 6 s" in lost["why"]
+    assert lost["asked_again"] > 0
+    assert cut.node_id[:8] in lost["node"]
+
+
+def test_models_have_nodes_of_their_own_and_replicas_come_when_questions_pile_up(nodes: Any, tmp_path: Path) -> None:
+    for_judges = cluster.add(nodes, num_cpus=1, resources={"judge": 1})
+    recipe = write(tmp_path, "replicas: {min: 1, max: 2, full: 8, calm_s: 1}, delay: 0.3")
+    judge = (
+        '  j: {kind: scripted, script: "tests.oracle_script:play", replicas: 1, resources: {judge: 1}, version: "2"}'
+    )
+    said = recipe.read_text().replace("respond:", f"{judge}\nrespond:").replace("pairwise,", "pairwise, model: j,")
+    recipe.write_text(said)
+    with start(recipe, nodes.address) as driver:
+        manifest = finish(driver, tmp_path / "runs/r")
+    policy, judge = (manifest["starts"][0]["replicas"][name] for name in ("m", "j"))
+    assert [for_judges.node_id[:8] in e["node"] for e in judge["events"]] == [True]
+    assert not any(for_judges.node_id[:8] in e["node"] for e in policy["events"])
+    assert policy["started"] == 1
+    assert policy["grown"] >= 1
+
+
+NO_ROOM = """
+import asyncio, sys
+from tenet.engines.scripted import Settings, build
+from tenet.errors import EngineError
+
+async def main():
+    engine = build(Settings(replicas=2, address=sys.argv[1], resources={"absent": 1}, wait_s=0))
+    try:
+        await engine.start()
+    except EngineError as error:
+        print(error)
+
+asyncio.run(main())
+"""
+
+
+def test_no_room_is_told_with_what_the_cluster_has(nodes: Any) -> None:
+    command = [sys.executable, "-c", NO_ROOM, nodes.address]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120).stdout
+    assert "no room within 0 s for 2 replicas of 1 CPU, 1 absent" in said
+    assert "0 absent (0 free): fewer replicas, or a longer engine.wait_s" in said
+
+
+@pytest.mark.parametrize("address", ["head", "head:port", "http://head:1", "ray://head"])
+def test_what_is_no_address_is_refused_before_anything_starts(tmp_path: Path, address: str) -> None:
+    plan = recipes.open_recipe(write(tmp_path, "replicas: 1"))
+    with pytest.raises(SettingsError, match=r"no Ray address.*ray://host:port"):
+        plan.on(address)
+
+
+def test_how_many_replicas_are_wanted() -> None:
+    scale = Scale.of(Range(min=1, max=4, full=10, calm_s=5), 256)
+    assert scale.wanted(1, 10, 0) == 1
+    assert scale.wanted(1, 25, 0) == 3
+    assert scale.wanted(3, 1000, 0) == 4
+    # fewer only after a calm, and one at a time
+    assert [scale.wanted(4, 5, t) for t in (10, 14, 15, 16)] == [4, 4, 3, 4]
+    assert scale.wanted(4, 35, 17) == 4
+    assert [scale.wanted(4, 5, t) for t in (18, 22)] == [4, 4]
+    assert Scale.of(3, 256).wanted(3, 10_000, 0) == 3
+    with pytest.raises(ValueError, match="max 1 is less than min 2"):
+        Range(min=2, max=1)
