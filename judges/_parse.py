@@ -83,7 +83,7 @@ def _last(pattern: re.Pattern[str], text: str, shown: Sequence[str], cut: bool) 
     own = _QUOTED.sub("…", text.strip().replace("\r\n", "\n")).strip()
     planted = {line.strip() for t in shown for line in t.splitlines()}
     for match in reversed(list(pattern.finditer(own))):
-        at = match.end() if match.end() else 0
+        at = match.end(match.lastindex or 0)  # the answer's line: the match may take in empty lines after it
         start, end = own.rfind("\n", 0, at) + 1, own.find("\n", at)
         line = own[start : end if end >= 0 else len(own)].strip()
         edge = start == 0 or (end < 0 and not cut)
