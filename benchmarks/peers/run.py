@@ -2,9 +2,9 @@
 
 Every contender runs as a process of its own, in an environment of its own, in turn and several times over, against the
 same kind of stub in a process of its own: four calls a record, one after the other, at a fixed latency. Then each is
-killed (SIGKILL, the whole tree) when 45% of its calls are answered, and started again with the same command.
+killed (SIGKILL, the whole tree) three times at different points, and started again with the same command.
 
-    python benchmarks/peers/run.py --venvs /tmp/peers [--records 400] [--repeats 3] [--only tenet,litellm]
+    python benchmarks/peers/run.py --venvs /tmp/peers [--records 1000] [--repeats 3] [--only tenet,litellm]
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from watch import Watched
 
 HERE = Path(__file__).parent
 CALLS = 4
+KILLED_AT = (0.3, 0.45, 0.6)
+"""Shares of a run's calls: at some, who works in stages or waves has just closed one, and loses little."""
 
 
 def python_of(contender: Contender, venvs: Path) -> Path:
@@ -103,13 +105,12 @@ def measure(contender: Contender, given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def kill_and_go_on(contender: Contender, given: argparse.Namespace) -> dict[str, Any]:
-    """Killed when 45% of the calls are answered, started again: what was paid twice, and what came out."""
+def kill_and_go_on(contender: Contender, given: argparse.Namespace, share: float) -> dict[str, Any]:
+    """Killed when that share of the calls is answered, started again: what was paid twice, and what came out."""
     given = argparse.Namespace(**{**vars(given), "records": given.kill_records})
     with tempfile.TemporaryDirectory() as folder, stub(given.latency) as base_url:
         watched = start(contender, given, base_url, Path(folder))
-        # Not at the half itself: there, who goes stage by stage has just closed one.
-        enough, limit = int(0.45 * given.records * CALLS), time.time() + given.timeout
+        enough, limit = int(share * given.records * CALLS), time.time() + given.timeout
         while book(base_url)["answered"] < enough and time.time() < limit:
             if watched.wait_a_moment():
                 return {"failed": f"ended before the kill: {end_of(watched)}"}
@@ -119,12 +120,8 @@ def kill_and_go_on(contender: Contender, given: argparse.Namespace) -> dict[str,
         watched = start(contender, given, base_url, Path(folder))
         code, after, said = watched.wait(given.timeout), book(base_url), told(watched)
         whole = {} if code == 0 and said else {"failed": "hung" if code is None else end_of(watched)}
-    return {
-        "answered_before": before["answered"],
-        "paid_again": after["paid_again"],
-        "records": said.get("records", 0),
-        **whole,
-    }
+    counts = {"answered_before": before["answered"], "paid_again": after["paid_again"]}
+    return {**counts, "records": said.get("records", 0), **whole}
 
 
 def end_of(watched: Watched) -> str:
@@ -156,14 +153,14 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--venvs", type=Path, required=True, help="folder of the peers' environments, made if missing")
-    options.add_argument("--records", type=int, default=400)
+    options.add_argument("--records", type=int, default=1000)
     options.add_argument("--concurrency", type=int, default=256)
     options.add_argument("--latency", type=float, default=0.05, help="seconds")
     options.add_argument("--repeats", type=int, default=3)
     options.add_argument("--timeout", type=float, default=600, help="seconds one run may take")
     options.add_argument("--only", default="", help="names, separated by commas")
     options.add_argument("--out", type=Path, default=Path("docs/benchmarks/peers.json"))
-    options.add_argument("--kill-records", type=int, default=600, help="records of the kill test; 0 leaves it out")
+    options.add_argument("--kill-records", type=int, default=400, help="records of a kill test; 0 leaves it out")
     given = options.parse_args()
     chosen = [c for c in ENDPOINT if not given.only or c.name in given.only.split(",")]
     found = {c.name: {"how": c.how, "versions": versions(c, given.venvs.resolve())} for c in chosen}
@@ -175,10 +172,12 @@ def main() -> None:
             print(contender.name, runs[contender.name][-1], file=sys.stderr, flush=True)
             found[contender.name] |= summary(runs[contender.name])
             write(given, found)
-    for contender in [c for c in chosen if given.kill_records and not c.floor]:
-        found[contender.name]["kill"] = kill_and_go_on(contender, given)
-        print(contender.name, found[contender.name]["kill"], file=sys.stderr, flush=True)
-        write(given, found)
+    for share in KILLED_AT if given.kill_records else ():
+        for contender in (c for c in chosen if not c.floor):
+            killed = kill_and_go_on(contender, given, share)
+            found[contender.name].setdefault("killed", []).append(killed)
+            print(contender.name, share, killed, file=sys.stderr, flush=True)
+            write(given, found)
 
 
 def write(given: argparse.Namespace, found: dict[str, Any]) -> None:
