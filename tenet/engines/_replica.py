@@ -8,7 +8,7 @@ import os
 import re
 import uuid
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from tenet.engines import _choices, _watchdog
@@ -44,6 +44,7 @@ class Replica(Actor):
         _watchdog.guard(mark)
         super().__init__(plan)
         self._calls = 0
+        self._cores, self._alone = "", True
         self._watch: asyncio.Task[None] | None = None
         self._reloading = False
 
@@ -51,8 +52,9 @@ class Replica(Actor):
         """Loads the model, as the i-th of n replicas on its node; returns the context length."""
         plan = self._plan
         if plan["cpu"]:
-            bound = cores(share, plan["threads"], plan["args"]["tensor_parallel_size"])
-            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = bound
+            self._cores = cores(share, plan["threads"], plan["args"]["tensor_parallel_size"])
+            self._alone = share[1] == 1
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = self._cores
         try:
             self._load()
         except Exception as error:
@@ -93,7 +95,7 @@ class Replica(Actor):
         self._death = EngineDeadError
         self._final = RequestOutputKind.FINAL_ONLY
         # batch sizes of vLLM's offline use: throughput counts here, not the first token's delay
-        with _threads(self._plan):
+        with _threads(self._cores, self._alone) if args["distributed_executor_backend"] == "uni" else nullcontext():
             self._engine: Any = AsyncLLM.from_engine_args(AsyncEngineArgs(**args), usage_context=UsageContext.LLM_CLASS)
         self._limit = int(self._engine.model_config.max_model_len)
         self._lora = LoRARequest("adapter", 1, lora) if lora else None
@@ -211,16 +213,19 @@ def cores(share: tuple[int, int], threads: int | None, ranks: int) -> str:
 
 
 @contextmanager
-def _threads(plan: dict[str, Any]) -> Generator[None]:
-    """Where the model runs in vLLM's engine process, that process starts with OpenMP bound to its cores.
+def _threads(own: str, alone: bool) -> Generator[None]:
+    """Where the model runs in vLLM's engine process, that process starts with as many OpenMP threads as it has cores.
 
-    vLLM does so for the workers it starts. OpenMP reads the variables once, so this process is not bound by them.
+    vLLM sees to that for the workers it starts. Only replicas that share a machine are bound to their cores: the first
+    core is the first of every driver's, and what is bound there cannot make way for another's. OpenMP reads the
+    variables once, so they do not reach this process.
     """
-    mine = os.environ["VLLM_CPU_OMP_THREADS_BIND"] if plan["args"]["distributed_executor_backend"] == "uni" else ""
-    said = {"OMP_NUM_THREADS": str(mine.count(",") + 1), "OMP_PLACES": f"{{{mine}}}", "OMP_PROC_BIND": "true"}
-    os.environ |= said if mine else {}
+    said = {"OMP_NUM_THREADS": str(own.count(",") + 1)}
+    if not alone:
+        said |= {"OMP_PLACES": f"{{{own}}}", "OMP_PROC_BIND": "true"}
+    os.environ |= said
     yield
-    for name in said if mine else ():
+    for name in said:
         del os.environ[name]
 
 
