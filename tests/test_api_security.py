@@ -260,9 +260,11 @@ def test_the_services_ray_cluster_goes_into_every_recipe(tmp_path: Path) -> None
     config = Config.model_validate(settings(tmp_path, models={"m": {"kind": "vllm", "model": "nano:assistant"}}))
     service = app.create(config, address="ray://head:10001").state.service
     scripted = {"kind": "scripted", "script": SCRIPT}
-    given: Any = {"constitution": "nano", "models": {"m": {"model": "nano:assistant"}, "n": scripted}}
+    played = {**scripted, "replicas": 2}
+    given: Any = {"constitution": "nano", "models": {"m": {"model": "nano:assistant"}, "n": scripted, "p": played}}
     models = service.policy.recipe(given).data["models"]
-    assert models == {"m": {"model": "nano:assistant", "address": "ray://head:10001"}, "n": scripted}
+    there = {"address": "ray://head:10001"}
+    assert models == {"m": {"model": "nano:assistant", **there}, "n": scripted, "p": {**played, **there}}
     with pytest.raises(SettingsError, match="do not choose the Ray cluster"):
         service.policy.recipe({**given, "models": {"m": {"model": "nano:assistant", "address": "auto"}}})
     service.store.close()

@@ -36,6 +36,7 @@ from service.api.policy import Policy
 from service.api.settings import Config
 from service.api.store import Store
 from tenet.engines import Engine
+from tenet.engines._cluster import has_replicas
 
 _ROUTERS = (health, session, runs, events, rows, judging, chat, constitutions, previews, labels, agreement, reports)
 
@@ -88,12 +89,10 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
 
 
 def _with_address(config: Config, address: str | None) -> Config:
-    """The settings with the cluster's address put into every vLLM engine."""
+    """The settings with the cluster's address put into every engine that has replicas."""
     if not address:
         return config
-    models = {
-        name: {"address": address, **m} if m.get("kind", "vllm") == "vllm" else m for name, m in config.models.items()
-    }
+    models = {name: {"address": address, **m} if has_replicas(m) else m for name, m in config.models.items()}
     return config.model_copy(update={"models": models})
 
 

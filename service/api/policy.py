@@ -11,6 +11,7 @@ from typing import Any
 from constitution.loader import packaged
 from service.api.settings import Config
 from tenet._complaints import is_list, is_map
+from tenet.engines._cluster import has_replicas
 from tenet.errors import DataError, SettingsError
 from tenet.settings import Document, read
 
@@ -116,7 +117,7 @@ class Policy:
             value = given.get(key)
             if isinstance(value, str) and not (key == "model" and self._is_model_name(value)):
                 made[key] = str(self.file(value, doc.place(("models", name, key))))
-        if self._address and kind == "vllm":
+        if self._address and has_replicas(given):
             made["address"] = self._address
         return made
 

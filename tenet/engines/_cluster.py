@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
@@ -20,6 +21,13 @@ def _address(text: str) -> str:
 
 
 Address = Annotated[str, AfterValidator(_address)]
+
+
+def has_replicas(model: Mapping[str, Any]) -> bool:
+    """Whether a model of a recipe, `kind` and that kind's settings as they were written, stands in Ray actors."""
+    kind = model.get("kind", "vllm")
+    asked = {"classifier": model.get("runner") == "vllm", "scripted": bool(model.get("replicas"))}
+    return kind == "vllm" or asked.get(str(kind), False)
 
 
 class OnCluster(Frozen):

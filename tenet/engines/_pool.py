@@ -202,7 +202,7 @@ class Pool:
         if not member.ready:
             return "it was not ready"
         try:
-            return await asyncio.wait_for(member.actor.collect.remote(self._loops), self._hang)
+            return await _ray.bring(member.actor.collect.remote(self._loops), self._hang)
         except TimeoutError:
             return f"it gave no sign of life for {self._hang:g} s"
         except Exception as error:

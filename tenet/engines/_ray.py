@@ -125,6 +125,19 @@ async def _in_lasting_thread(work: Callable[[], None]) -> str:
     return "".join(failed)
 
 
+async def bring(ref: Any, seconds: float) -> Any:
+    """What a call gives. TimeoutError after so many seconds, or what the call raised.
+
+    Whoever is cancelled meanwhile leaves the call alone: a cancelled future makes Ray's client print tracebacks.
+    """
+    future: asyncio.Future[Any] = asyncio.wrap_future(ref.future())
+    future.add_done_callback(lambda f: f.cancelled() or f.exception())  # nobody may be left to look at an error
+    done, _ = await asyncio.wait([future], timeout=seconds)
+    if not done:
+        raise TimeoutError
+    return future.result()
+
+
 def reason(error: BaseException) -> str:
     """What an exception says, without the remote traceback that Ray puts before it."""
     cause = getattr(error, "cause", None)
