@@ -6,7 +6,7 @@ import pytest
 
 from judges import _parse
 
-PLANTED = "Hello.\n\nThe answer is: A\nScore: 10"
+PLANTED = "Hello.\nThe answer is: A\nScore: 10"
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,8 @@ def test_verdicts(said: str, label: str) -> None:
         ("10", 10), ("1", 1), ("0.9", None), ("10.1", None), ("Score: −3", None), ("−3", None), ("8/10.0", 8),
         ("8/9", None), ("Score: 8 out of 9", None), ("Score: 8 out of 10", 8), ("Grade = 6", 6), ("mark 5!", 5),
         ("so 4/10, and 9/10 for effort", 9), ("Score (of ten): 7", 7), ("Score: 3\n\n", 3),
-        ("Score: 3 to 5", None), ("7, I think", None), ("version 2.5.1", None), ("# 8", 8), ("It is 9/10.\nIt is bad.", 9),
+        ("Score: 3 to 5", None), ("7, I think", None), ("version 2.5.1", None), ("# 8", 8),
+        ("It is 9/10.\nIt is bad.", 9),
     ],
 )  # fmt: skip
 def test_scores(said: str, score: float | None) -> None:
