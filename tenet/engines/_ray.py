@@ -81,7 +81,7 @@ def _join(address: str | None) -> None:
 
 def _mark_node() -> None:
     """Has what the local Ray leaves behind reaped after this process, however that ends."""
-    mark = os.environ[_watchdog.NODE_MARK] = uuid.uuid4().hex
+    mark = os.environ[_watchdog.NODE_MARK] = f"{os.getpid()}-{uuid.uuid4().hex}"
     # Five seconds: most of Ray ends by itself, more cleanly than by a kill.
     _watchdog.guard(mark, _watchdog.NODE_MARK, grace=5.0)
 
