@@ -31,6 +31,7 @@ TEMPLATE = (
 SPECIALS = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     groups = {item: TOGETHER.get(item.path.stem, item.path.stem) for item in items}
     for item, group in groups.items():
