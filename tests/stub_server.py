@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import ssl
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ class Answer:
     """What goes back: a status, a body (a value is dumped as JSON), headers, seconds to wait.
 
     `cut` sends only so many bytes of the body, under the full length, and hangs up; `reset` hangs
-    up without a word.
+    up without a word; `drip` sends a tenth of the answer every so many seconds.
     """
 
     body: Any = None
@@ -45,11 +46,13 @@ class Answer:
     delay: float = 0.0
     cut: int | None = None
     reset: bool = False
+    drip: float = 0.0
 
     def encode(self) -> bytes:
         body = self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
-        head = [f"HTTP/1.1 {self.status} Stub", "content-type: application/json"]
-        head += [f"{name}: {value}" for name, value in self.headers.items()]
+        headers = {"content-type": "application/json", **self.headers}
+        head = [f"HTTP/1.1 {self.status} Stub"]
+        head += [f"{name}: {value}" for name, value in headers.items()]
         head += [f"content-length: {len(body)}", "", ""]
         return "\r\n".join(head).encode() + body[: self.cut]
 
@@ -93,8 +96,8 @@ Script = Callable[[Call], Answer]
 class Stub:
     """Serves a script on a free port of 127.0.0.1; keeps the calls, and the most at one time."""
 
-    def __init__(self, script: Script) -> None:
-        self.script = script
+    def __init__(self, script: Script, tls: ssl.SSLContext | None = None) -> None:
+        self.script, self._tls = script, tls
         self.calls: list[Call] = []
         self.busy = 0
         self.busiest = 0
@@ -103,8 +106,8 @@ class Stub:
     async def __aenter__(self) -> Stub:
         loop = asyncio.get_running_loop()
         self.connections: set[_Connection] = set()
-        self._server = await loop.create_server(lambda: _Connection(self), "127.0.0.1", 0)
-        self.base_url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
+        self._server = await loop.create_server(lambda: _Connection(self), "127.0.0.1", 0, ssl=self._tls)
+        self.base_url = f"http{'s' if self._tls else ''}://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -133,6 +136,10 @@ class _Connection(asyncio.Protocol):
         self._stub.connections.discard(self)
 
     def data_received(self, data: bytes) -> None:
+        if data[:1] == b"\x16":  # TLS where none is spoken: as other servers, say so in plain words
+            self.transport.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")
+            self.transport.close()
+            return
         self._seen += data
         head, gap, rest = self._seen.partition(b"\r\n\r\n")
         if not gap:
@@ -155,9 +162,18 @@ class _Connection(asyncio.Protocol):
         if answer.reset:
             self.transport.abort()
         elif not self.transport.is_closing():
-            self.transport.write(answer.encode())
+            said = answer.encode()
+            if answer.drip:
+                self._drip(said, len(said) // 10 + 1, answer.drip)
+                return
+            self.transport.write(said)
             if answer.cut is not None:
                 self.transport.close()
+
+    def _drip(self, said: bytes, size: int, pause: float) -> None:
+        if said and not self.transport.is_closing():
+            self.transport.write(said[:size])
+            asyncio.get_running_loop().call_later(pause, self._drip, said[size:], size, pause)
 
 
 class _Fast(asyncio.Protocol):
@@ -209,9 +225,7 @@ def _scored() -> bytes:
     return _SCORED
 
 
-_SAID = json.dumps(
-    chat("Answer number %d: wash your hands, dry them, and leave the rest to the cook.").body
-).encode()
+_SAID = json.dumps(chat("Answer number %d: wash your hands, dry them, and leave the rest to the cook.").body).encode()
 _CRITIQUE = json.dumps(chat("It is vague about water, point %d, and says nothing about time.").body).encode()
 _REWRITTEN = json.dumps(chat("Use warm water for %d seconds. Then dry each hand on a clean towel.").body).encode()
 _SCORED = scores((" A", -0.3), (" B", -1.4), *((f"t{i}", -5.0 - i) for i in range(18))).encode()

@@ -110,6 +110,8 @@ class Http:
     def _unreachable(self, error: Exception) -> EngineUnreachable:
         os_error = getattr(error, "os_error", None)
         why = getattr(os_error, "strerror", None) or type(os_error or error).__name__
+        if isinstance(os_error, ConnectionRefusedError):
+            why = "connection refused"  # asyncio's own words repeat the address
         return EngineUnreachable(
             f"nothing answers at {self.host} ({why}): start the server, or correct engine.base_url"
         )

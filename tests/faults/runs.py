@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ models:
   m: {MODEL}
 respond: {sampling: {max_tokens: 48}}
 revise: {rounds: 1, principles: 2, sampling: {max_tokens: 64}}
-judge: {kind: pairwise, principles: 1}
+judge: {kind: pairwise, principles: 3}
 """
 SCRIPTED = '{kind: scripted, script: "tests.oracle_script:play"}'
 
@@ -50,6 +51,11 @@ def stored(folder: Path) -> list[tuple[Any, ...]]:
     """Every row of a run."""
     with Rows(folder, readonly=True) as rows:
         return [tuple(r) for r in rows.iterate()]
+
+
+def outcomes(folder: Path) -> list[tuple[Any, ...]]:
+    """Every row of a run, less what it cost: an answer that cannot be read is paid for, and asked for again."""
+    return [(*row[:-1], re.sub(r'"usage":{[^}]*}', "", row[-1])) for row in stored(folder)]
 
 
 def accounts(manifest: dict[str, Any], prompts: int) -> None:

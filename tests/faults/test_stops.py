@@ -1,0 +1,94 @@
+"""Runs that are killed, stopped and stopped again, at each of their stages: the same command has the same rows."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults.runs import ROOT, command, environment, files, go, manifest_of, start, stored, write
+
+STAGES = ("reading the prompts", "starting the engines", "generating", "prompt 5", "writing the exports", "exported")
+KILLED = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from service import export, recipe, run
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def walk(stage):
+    hooks = run.Hooks(
+        stage=lambda name: name == stage and die(),
+        tally=lambda t: stage == f"prompt {t.done}" and die(),
+    )
+    if stage == "exported":  # what comes last before the manifest
+        export.card = lambda *_: die()
+    asyncio.run(run.execute(recipe.open_recipe(Path(sys.argv[1]), [], sys.argv[2]), hooks=hooks))
+
+for stage in sys.argv[3:]:
+    child = os.fork()
+    if not child:
+        walk(stage)
+        os._exit(1)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def test_killed_in_each_stage_the_same_command_has_the_same_rows(tmp_path: Path) -> None:
+    recipe = write(tmp_path, 12)
+    calm = go(recipe, "calm/run")
+    wild = tmp_path / "wild/run"
+    ended = subprocess.run(
+        [sys.executable, "-c", KILLED, str(recipe), str(wild), *STAGES],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert ended.stdout.split() == ["-9"] * len(STAGES)
+    assert not (wild / "manifest.json").exists()
+    subprocess.run(command(recipe, wild), cwd=ROOT, env=environment(), check=True, capture_output=True)
+    whole = manifest_of(wild)
+    assert (files(whole), stored(wild)) == (files(calm), stored(tmp_path / "calm/run"))
+    paid = sum(u["calls"] for u in whole["usage"].values())
+    assert paid == sum(u["calls"] for u in calm["usage"].values())  # what was stored was paid once
+
+
+def started(recipe: Path, out: Path, delay: float) -> subprocess.Popen[str]:
+    """A run whose calls take so long, as it works on its first prompts."""
+    process = start(command(recipe, out, f"models.m.delay={delay}", "limits.in_flight=4"))
+    deadline = time.monotonic() + 60
+    while not (out / "constitution.yaml").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    time.sleep(1.0)  # the pipeline is there by now
+    assert process.poll() is None, process.communicate()
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_first_signal_stops_between_prompts_and_a_second_at_once(tmp_path: Path, number: signal.Signals) -> None:
+    recipe = write(tmp_path, 16)
+    once, twice = tmp_path / "once/run", tmp_path / "twice/run"
+    process = started(recipe, once, 0.3)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert (process.returncode, manifest_of(once)["state"]) == (130, "stopped")
+    assert "To go on: tenet generate" in said
+    assert 0 < manifest_of(once)["prompts"]["rows"] < 16
+    process = started(recipe, twice, 60.0)
+    process.send_signal(number)
+    time.sleep(0.5)
+    assert process.poll() is None  # it waits for the calls in flight
+    begun = time.monotonic()
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert (process.returncode, "Stopped at once. Stored replies stay" in said) == (130, True)
+    assert time.monotonic() - begun < 20
+    assert "Traceback" not in said
+    assert not (twice / "manifest.json").exists()
+    calm = go(recipe, "calm/run")
+    for out in (once, twice):
+        subprocess.run(command(recipe, out), cwd=ROOT, env=environment(), check=True, capture_output=True)
+        assert (files(manifest_of(out)), stored(out)) == (files(calm), stored(tmp_path / "calm/run"))
