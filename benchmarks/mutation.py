@@ -89,7 +89,11 @@ def edits(node: ast.AST) -> Iterator[tuple[str, Callable[[ast.AST], ast.AST]]]:
         if value is None:
             value = "XX" + node.value if isinstance(node.value, str) else node.value + 1
         yield f"{node.value!r:.30} -> {value!r:.30}", lambda n: _put(n, "value", value)
-    elif isinstance(node, ast.Return) and node.value is not None:
+    elif (
+        isinstance(node, ast.Return)
+        and node.value
+        and not (isinstance(node.value, ast.Constant) and not node.value.value)
+    ):
         yield "return None", lambda n: _put(n, "value", ast.Constant(None))
     elif isinstance(node, ast.If | ast.IfExp):
         yield "condition negated", lambda n: _put(n, "test", ast.UnaryOp(ast.Not(), n.test))  # type: ignore[attr-defined]
