@@ -31,7 +31,7 @@ NODES = "tests/test_nodes.py::"
 PROCESSES = (
     Fault(
         "driver, kill -9 in each stage",
-        "the process kills itself as it reads the prompts, starts the engines, begins, ends its fifth prompt, writes the "
+        "the process kills itself as it reads prompts, starts engines, begins, ends its fifth prompt, writes the "
         "exports, and before the manifest",
         "the same command has the same rows and files; what was stored is paid once; no manifest before the end",
         (f"{STOPS}test_killed_in_each_stage_the_same_command_has_the_same_rows",),
