@@ -94,6 +94,9 @@ def test_confusion_names_invalid_and_split() -> None:
         "tie": {"A": 1, "B": 0, "tie": 1, "invalid": 0, "split": 0},
     }
     assert metrics.confusion(both_orders([("A", "B")]))["A"]["split"] == 1
+    # The two orders' verdicts count half each.
+    halves = metrics.confusion(both_orders([("A", "B"), ("A", None)], swap="mean"))["A"]
+    assert (halves["A"], halves["B"]) == (0.5, 0.5)
 
 
 def test_figures_corrected_for_chance() -> None:
@@ -133,6 +136,8 @@ def test_weighted_kappa_is_for_scores() -> None:
     rank = {1: 0, 2: 1, 9: 2}  # by place in the order, not by value
     expected = cohen_kappa_score([rank[x] for x in gold], [rank[x] for x in said], weights="quadratic")
     assert metrics.weighted_kappa(judged(gold, said)) == pytest.approx(expected)
+    one_sided = cohen_kappa_score([0, 1, 2], [0, 1, 1], weights="quadratic")  # the judge never says 9
+    assert metrics.weighted_kappa(judged([1, 2, 9], [1, 2, 2])) == pytest.approx(one_sided)
     for wrong, why in (
         (VIEW, "not scores"),
         (judged([3, 3], [3, 3]), "only ever give 3"),
@@ -222,12 +227,18 @@ def test_rates_corrected_for_the_judges_errors() -> None:
 
 
 def test_signed_ranks() -> None:
+    from scipy.stats import wilcoxon
+
     # Wilcoxon 1945: of 5 differences only the smallest is above 0, so 2 of 32 choices of signs lie as low.
     assert signed_rank(np.array([1.0, -2, -3, -4, -5])) == 2 / 32
     assert signed_rank(np.array([1.0, -2, 0, -3, -4, 0, -5])) == 2 / 32
     assert signed_rank(np.array([-1.0, -1, 1])) == 4 / 8  # ranks 2, 2, 2: none or one of them above 0
     assert signed_rank(np.array([3.0])) == 1.0
+    # Ranks 3/2, 3/2, 3: the two small ones weigh as much as the large one.
+    assert signed_rank(np.array([1.0, 1, -2])) == 5 / 8
+    # Ranks 3/2, 3/2, 3, 4: of 16 choices 6 lie at 4 or below, and two more at 9/2.
+    assert signed_rank(np.array([-1.0, -1, -2, 3])) == 6 / 16
     thirteen = np.array([-1.0] * 12 + [1.0])
     assert signed_rank(thirteen) == 14 / 2**13
     fourteen = np.array([-1.0] * 13 + [1.0])
-    assert signed_rank(fourteen) != 15 / 2**14  # scipy's normal approximation, which it takes from 14 on
+    assert signed_rank(fourteen) == wilcoxon(fourteen, alternative="less").pvalue  # from 14 on it is scipy's own
