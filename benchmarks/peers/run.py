@@ -64,7 +64,8 @@ def book(base_url: str) -> dict[str, Any]:
 def start(contender: Contender, given: argparse.Namespace, base_url: str, folder: Path) -> Watched:
     command = [str(python_of(contender, given.venvs)), str(HERE / contender.script), "--base-url", base_url]
     command += ["--records", str(given.records), "--concurrency", str(given.concurrency), "--folder", str(folder)]
-    env = {**os.environ, **QUIET, **tokenizers(given.venvs), "HOME": str(folder), **contender.env}
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    env |= {**QUIET, **tokenizers(given.venvs), "HOME": str(folder), **contender.env}
     return Watched(command, env=env, cwd=folder, log=folder / f"log{len(list(folder.glob('log*')))}.txt")
 
 
@@ -119,7 +120,11 @@ def kill_and_go_on(contender: Contender, given: argparse.Namespace, share: float
         before = book(base_url)
         watched = start(contender, given, base_url, Path(folder))
         code, after, said = watched.wait(given.timeout), book(base_url), told(watched)
-        whole = {} if code == 0 and said else {"failed": "hung" if code is None else end_of(watched)}
+        whole = (
+            {}
+            if code == 0 and said
+            else {"failed": f"not done after {given.timeout:.0f} s" if code is None else end_of(watched)}
+        )
     counts = {"answered_before": before["answered"], "paid_again": after["paid_again"]}
     return {**counts, "records": said.get("records", 0), **whole}
 

@@ -40,7 +40,8 @@ def measure(contender: Contender, votes: Path, given: argparse.Namespace) -> dic
         code = watched.wait(given.timeout)
         seconds, said = time.time() - begun, end_of(watched)
         if code != 0:
-            return {"failed": f"not done after {given.timeout:.0f} s" if code is None else said}
+            why = f"not done after {given.timeout:.0f} s, {watched.cpu_s:.0f} s of CPU" if code is None else said
+            return {"failed": why}
         if not contender.script:
             judged = json.loads((folder / "agree.json").read_text())["judges"]
             said = json.dumps({name: {k: j[k] for k in ("accuracy", "cohen_kappa")} for name, j in judged.items()})

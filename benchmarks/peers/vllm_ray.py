@@ -39,7 +39,9 @@ def processor(args: dict[str, Any], stage: str) -> Any:
 
 def main() -> None:
     given = engine.arguments()
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)  # more logical cores than there are: no deadlock
+    ray.init(
+        address="local", num_cpus=8, include_dashboard=False, log_to_driver=False
+    )  # more logical cores than there are: no deadlock
     ray.data.DataContext.get_current().enable_progress_bars = False
     rows: list[dict[str, Any]] = [{"prompt": p} for p in given.prompts]
     worked, tokens = 0.0, []
