@@ -568,6 +568,16 @@ def test_a_failed_engine_leaves_no_call_behind():
     gc.collect()  # a leaked session or a task never awaited would warn, and warnings are errors
 
 
+def test_a_call_that_comes_after_the_end_is_a_fault_and_opens_nothing():
+    async def use(engine: OpenAIEngine) -> list[Reply]:
+        await engine.close()
+        return await engine.generate([ask()])
+
+    (reply,), stub = serve(always(chat()), use)
+    assert (reply.fault, reply.detail) == ("server", "the engine is closed")
+    assert not stub.connections
+
+
 def test_a_cancelled_generate_gives_its_places_back():
     async def use(engine: OpenAIEngine) -> list[Reply]:
         with pytest.raises(TimeoutError):

@@ -53,16 +53,20 @@ class Http:
             what = f"${key_env} holds a character that no HTTP header can carry"
             raise SettingsError(what, where="engine.key_env", fix="set it to the bare key")
         self._session: aiohttp.ClientSession | None = None
+        self._closed = False
         self._answered = False  # whether the server ever sent an answer, good or bad
 
     async def close(self) -> None:
-        """End the connections."""
+        """End the connections; none is opened any more."""
+        self._closed = True
         if self._session:
             await self._session.close()
             self._session = None
 
     async def send(self, path: str, body: bytes, request: Request) -> Reply:
         """The server's reply. Raises Failed, Overloaded, `_wire.Unreadable`, or an EngineError."""
+        if self._closed:  # a run that an error ended has calls of other samples still on their way
+            raise Failed("server", "the engine is closed", again=False)
         session = self._session or self._open()
         try:
             # A redirect would carry prompt and key to another server: it is never followed.

@@ -137,7 +137,7 @@ def _finish_length(body: dict[str, Any]) -> None:
     body["choices"][0]["message"]["content"] = ""
 
 
-QUICK = "timeout_s: 2.0, retries: 3"
+QUICK = "timeout_s: 2.0, retries: 10"
 PASSING = (
     Passing("408", "a third of the calls: HTTP 408, once", once(lambda _: error(408, "too slow"))),
     Passing("429", "a third of the calls: HTTP 429 without Retry-After, once", once(lambda _: error(429, "slow down"))),
