@@ -50,6 +50,11 @@ class Pool:
         self._why = ""
 
     @property
+    def plan(self) -> dict[str, Any]:
+        """What every replica is built from."""
+        return self._crew.plan
+
+    @property
     def story(self) -> dict[str, Any]:
         """What became of the replicas, for the manifest: counts, and the first events."""
         return self._crew.story.told()
