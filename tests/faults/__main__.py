@@ -15,8 +15,9 @@ from tests.faults.table import GROUPS, Fault
 RESULTS = Path(__file__).with_name("results.json")
 HEAD = """# Reliability
 
-What was broken on purpose, and what a run does about it. This page is made from `tests/faults/table.py` and from how each
-of these tests ended when it was last run (`python -m tests.faults --run > docs/reliability.md`); a test compares it with both.
+What was broken on purpose, and what a run does about it. This page is made from `tests/faults/table.py` and from how
+each of these tests ended when it was last run (`python -m tests.faults --run > docs/reliability.md`); a test compares
+it with both.
 A promise that several tests hold is "held" if all of them passed.
 """
 
