@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import socket
 import sys
@@ -30,15 +31,36 @@ def _node(**more: Any) -> dict[str, Any]:
 
 
 @contextmanager
+def light_agents() -> Iterator[None]:
+    """Nodes that are started meanwhile have agents without dashboard and metrics: two seconds of CPU less for each.
+
+    Their raylets do not wait for these agents' port either. Ray gives them 15 s for it, too few on a busy machine.
+    """
+    import ray._private.services as services
+    import ray._private.utils as utils
+    from ray._raylet import DASHBOARD_AGENT_LISTEN_PORT_NAME, persist_port
+
+    whole, start = utils.get_dashboard_dependency_error, services.start_raylet
+
+    def start_raylet(*args: Any, **more: Any) -> Any:
+        given = inspect.signature(start).bind(*args, **more).arguments
+        persist_port(given["session_dir"], given["node_id"], DASHBOARD_AGENT_LISTEN_PORT_NAME, -1)
+        return start(*args, **more)
+
+    utils.get_dashboard_dependency_error = lambda: ImportError("not wanted here")
+    services.start_raylet = start_raylet
+    try:
+        yield
+    finally:
+        utils.get_dashboard_dependency_error, services.start_raylet = whole, start
+
+
+@contextmanager
 def cluster(*nodes: dict[str, Any], **head: Any) -> Iterator[Any]:
     """A head without CPUs of its own and a node for each of `nodes`, which are Ray's settings of a node."""
-    import ray._private.utils
     from ray.cluster_utils import Cluster
 
-    # agents without dashboard and metrics: two seconds of CPU less for each node
-    whole = ray._private.utils.get_dashboard_dependency_error
-    ray._private.utils.get_dashboard_dependency_error = lambda: ImportError("not wanted here")
-    try:
+    with light_agents():
         made = Cluster(
             initialize_head=True, shutdown_at_exit=False,
             head_node_args=_node(num_cpus=0, include_dashboard=False, **head),
@@ -50,8 +72,6 @@ def cluster(*nodes: dict[str, Any], **head: Any) -> Iterator[Any]:
             yield made
         finally:
             made.shutdown()
-    finally:
-        ray._private.utils.get_dashboard_dependency_error = whole
 
 
 def add(made: Any, **settings: Any) -> Any:
