@@ -30,6 +30,8 @@ ROOT = Path(__file__).parent.parent
 NET = "10.77.0"
 PORT = 6399
 CUT = 20.0
+BUSY = "none, driver busy"
+"""So many questions in flight that the driver's core is what limits: what a call costs it."""
 RECIPE = """
 prompts: {path: prompts.jsonl}
 constitution: helpful
@@ -38,7 +40,7 @@ models:
 revise: {rounds: 1}
 pairs: [{kind: initial_vs_revision}]
 judge: {kind: pairwise, order: both}
-limits: {in_flight: 48}
+limits: {in_flight: MANY}
 """
 START = """
 from ray.scripts.scripts import main
@@ -165,7 +167,8 @@ def measure(fault: str, prompts: int, folder: Path, started: list[subprocess.Pop
     (folder / "prompts.jsonl").write_text(
         "".join(json.dumps({"prompt": f"How do I clean brush number {i}?"}) + "\n" for i in range(prompts))
     )
-    (folder / "recipe.yaml").write_text(RECIPE.replace("MORE", "replicas: 3, delay: 0.25, hang_s: 15"))
+    said = RECIPE.replace("MORE", "replicas: 3, delay: 0.25, hang_s: 15")
+    (folder / "recipe.yaml").write_text(said.replace("MANY", "1024" if fault == BUSY else "48"))
     run = folder / "runs/r"
     command = [sys.executable, "-m", "service", "generate", str(folder / "recipe.yaml"), "--out", str(run)]
     driver = subprocess.Popen(
@@ -246,7 +249,7 @@ def told(fault: str, run: Path, samples: list[tuple[float, int, float]], hit: fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--prompts", type=int, default=1200)
-    faults = ["none", "replica killed", "network cut", "node killed"]
+    faults = [BUSY, "none", "replica killed", "network cut", "node killed"]
     parser.add_argument("--fault", choices=faults, action="append", help="only this one; may be repeated")
     given = parser.parse_args()
     # the bridge leads nowhere else, and a token that this machine has for other work would have to be given around
@@ -258,7 +261,7 @@ def main() -> None:
                 runs.append(measure(fault, given.prompts, Path(folder), started))
             print(f"{fault} done", file=sys.stderr)
     machine = {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "python": platform.python_version()}
-    same = len({json.dumps(r["files"]) for r in runs}) == 1
+    same = len({json.dumps(r["files"]) for r in runs}) == 1  # rows, wherever they were asked and however often
     print(json.dumps({"machine": machine, "same_files": same, "runs": runs}, indent=1))
 
 
