@@ -47,11 +47,12 @@ PROCESSES = (
     ),
     Fault(
         "SIGTERM, Ctrl-C, and each of them twice",
-        "the signal to `tenet generate`, once with prompts in flight; then twice with calls that take a minute",
+        "SIGTERM or SIGINT to `tenet generate` with prompts in flight; SIGINT twice with calls that take a minute",
         "once: the prompts in flight end, state stopped, exit 130, and how to go on is said; twice: at once, without a "
         "traceback; the same command has the same rows",
         (
-            f"{STOPS}test_a_first_signal_stops_between_prompts_and_a_second_at_once",
+            f"{STOPS}test_sigterm_stops_between_prompts_and_says_how_to_go_on",
+            f"{STOPS}test_a_second_ctrl_c_stops_at_once",
             f"{PIPELINE}test_ctrl_c_stops_cleanly_and_says_how_to_go_on",
         ),
     ),
