@@ -229,7 +229,8 @@ def told(fault: str, run: Path, samples: list[tuple[float, int, float]], hit: fl
 
     calls = sum(u["calls"] for u in manifest["usage"].values())
     (start,) = manifest["starts"]
-    end_ = samples[-1][0]
+    # the last prompts leave replicas idle: that is no rate
+    end_ = next(s[0] for s in samples if s[1] >= 0.9 * samples[-1][1])
     return {
         "fault": fault,
         "prompts": manifest["prompts"]["rows"],

@@ -48,10 +48,11 @@ def read() -> tuple[Costs, float]:
     def figures(name: str) -> Any:
         return json.loads((FOLDER / f"{name}.json").read_text())
 
-    endpoint, ledger, floor = figures("endpoint"), figures("ledger"), figures("engine_floor")
+    nodes, ledger, floor = figures("nodes"), figures("ledger"), figures("engine_floor")
+    busy = next(r for r in nodes["runs"] if r["fault"] == "none, driver busy")
     rows = ledger["rows"].get("append") or ledger["rows"]["write"]
     stored = ledger["calls"]["miss_then_put"]["cpu_microseconds_each"] + rows["cpu_microseconds_each"]
-    driver = endpoint["tenet generate"]["cpu_ms_a_call"] / 1e3
+    driver = busy["driver_cpu_ms_a_call"] / 1e3
     costs = Costs(driver, stored / 1e6, floor["pipeline"]["drawn_per_s"])
     return costs, floor["ratio"]
 
