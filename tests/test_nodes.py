@@ -24,7 +24,7 @@ from tenet.ledger import Rows
 from tests import cluster
 
 ROOT = Path(__file__).parent.parent
-PROMPTS = 72
+PROMPTS = 54
 RECIPE = """
 prompts: {path: prompts.jsonl}
 constitution: nano
@@ -153,7 +153,7 @@ def test_node_cut_off(nodes: Any, undisturbed: list[Any], tmp_path: Path) -> Non
             process.suspend()
         try:
             begun = ended(folder)
-            wait(lambda: ended(folder) >= begun + 30, driver)
+            wait(lambda: ended(folder) >= begun + 20, driver)
         finally:
             for process in still:
                 process.resume()
