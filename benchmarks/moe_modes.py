@@ -8,7 +8,8 @@ questions, how many still have a fault that the rules name, and how many of the 
 Every run is a process of its own, so that its peak memory is its own. The learning rate of each mode is the one of
 two that left the fewest faults (and the most caveats) at a seed and questions that are not used again. Prints JSON.
 
-    python -m benchmarks.moe_modes [--seeds 3] [--prompts 240] [--out FOLDER] > docs/benchmarks/moe_modes.json
+    python -m benchmarks.moe_modes [--seeds 3] [--prompts 240] [--jobs 2] [--out FOLDER] \
+      > docs/benchmarks/moe_modes.json
 """
 
 # transformers and torch ship no complete types
@@ -27,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -196,9 +198,8 @@ def one(folder: Path, kind: str, data: str, arm: str, lr: float, seed: int) -> d
     return json.loads((out / "result.json").read_text())
 
 
-def compare(folder: Path, seeds: int, prompts: int, only: list[str]) -> dict[str, Any]:
-    """All arms on both data sets and by both trainers."""
-    arms = {a: ARMS[a] for a in ARMS if not only or a in only}
+def compare(folder: Path, seeds: int, prompts: int, pool: ThreadPoolExecutor) -> dict[str, Any]:
+    """All arms on both data sets and by both trainers; the pool's threads wait for processes of one core each."""
     runs = {name: generate(folder, name, prompts) for name in ("broad", "narrow")}
     counted = {n: json.loads((r / "manifest.json").read_text())["pairs"]["exported"] for n, r in runs.items()}
     base = subprocess.run(
@@ -206,20 +207,21 @@ def compare(folder: Path, seeds: int, prompts: int, only: list[str]) -> dict[str
     )
     report: dict[str, Any] = {"pairs": counted, "steps": STEPS, "batch": BATCH, "replies": HELD_OUT}
     report |= {"narrow_rule": NARROW, "base": json.loads(base.stdout), "lr": {}, "arms": {}}
-    for kind in ("dpo", "sft"):
-        for arm, (_, rates) in arms.items():
-            tried = {lr: one(folder, kind, "broad", arm, lr, TUNING) for lr in rates}
-            kept = ("named", "narrow", "useful")
-            report["lr"][f"{kind} {arm}"] = {f"{lr:g}": [t[k] for k in kept] for lr, t in tried.items()}
-            fine = {lr: t for lr, t in tried.items() if t["useful"] >= report["base"]["useful"] - 0.05} or tried
-            best = min(fine, key=lambda lr: fine[lr]["named"] + fine[lr]["narrow"])
-            for data in runs:
-                report["arms"][f"{kind} {data} {arm}"] = {"lr": best, "seeds": []}
-        for seed in range(seeds):
-            for name, of in report["arms"].items():
-                by, data, arm = name.split(" ", 2)
-                if by == kind:
-                    of["seeds"].append(one(folder, kind, data, arm, of["lr"], seed))
+    by_rate = [(kind, arm, lr) for kind in ("dpo", "sft") for arm, (_, rates) in ARMS.items() for lr in rates]
+    tried = dict(zip(by_rate, pool.map(lambda t: one(folder, t[0], "broad", *t[1:], TUNING), by_rate), strict=True))
+    for kind, arm in dict.fromkeys((kind, arm) for kind, arm, _ in by_rate):
+        at = {lr: tried[kind, arm, lr] for lr in ARMS[arm][1]}
+        report["lr"][f"{kind} {arm}"] = {
+            f"{lr:g}": [t[k] for k in ("named", "narrow", "useful")] for lr, t in at.items()
+        }
+        fine = {lr: t for lr, t in at.items() if t["useful"] >= report["base"]["useful"] - 0.05} or at
+        best = min(fine, key=lambda lr: fine[lr]["named"] + fine[lr]["narrow"])
+        for data in runs:
+            report["arms"][f"{kind} {data} {arm}"] = {"lr": best, "seeds": []}
+    each = [(seed, name) for seed in range(seeds) for name in report["arms"]]
+    done = pool.map(lambda t: one(folder, *t[1].split(" ", 2), report["arms"][t[1]]["lr"], t[0]), each)
+    for (_, name), result in zip(each, done, strict=True):
+        report["arms"][name]["seeds"].append(result)
     return report | {"load": round(os.getloadavg()[0], 1), "cores": os.cpu_count()}
 
 
@@ -227,7 +229,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=240)
-    parser.add_argument("--arms", nargs="*", default=[])
+    parser.add_argument("--jobs", type=int, default=2, help="trainings side by side, each on one core")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", nargs=6)
     parser.add_argument("--base", action="store_true")
@@ -243,7 +245,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = given.out or Path(place)
         folder.mkdir(parents=True, exist_ok=True)
-        print(json.dumps(compare(folder.absolute(), given.seeds, given.prompts, given.arms), indent=1))
+        with ThreadPoolExecutor(given.jobs) as pool:
+            print(json.dumps(compare(folder.absolute(), given.seeds, given.prompts, pool), indent=1))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,11 @@ CHAT_TEMPLATE = (
 _PIECES = r"</?[a-z_]+>\n?| ?[A-Za-z]+| ?[0-9]| ?[^\sA-Za-z0-9]|\s+"
 
 
-def tokenizer(seed: int = 0, passages: int = 30_000) -> PreTrainedTokenizerFast:
+PASSAGES = 30_000
+"""What the tokenizer is learnt on. A small part of it has nearly all words already."""
+
+
+def tokenizer(seed: int = 0, passages: int = PASSAGES) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer learnt on the world's texts; any text can be encoded."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -156,7 +160,7 @@ def build(out: Path, seed: int = 0, scale: float = 1.0, watch: Watch | None = No
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
     from transformers import Qwen3ForCausalLM
 
-    tok = tokenizer(seed)
+    tok = tokenizer(seed, min(PASSAGES, int(20 * scale * PASSAGES)))
     coder = Coder(tok)
     torch.manual_seed(seed)
     model = Qwen3ForCausalLM(config(len(tok)))

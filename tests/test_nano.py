@@ -86,7 +86,7 @@ def test_a_short_training_learns_and_is_saved_as_transformers_loads_it(tmp_path:
     from transformers import AutoModelForCausalLM
 
     losses: list[float] = []
-    build.build(tmp_path, scale=0.006, watch=lambda _n, _m, step: losses.append(step.loss))
+    build.build(tmp_path, scale=0.003, watch=lambda _n, _m, step: losses.append(step.loss))
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "assistant").num_parameters() < 2_000_000
 

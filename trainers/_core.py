@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
+from tenet.engines import _model
 from tenet.records import Frozen
 from trainers.moe._coach import split
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from trainers.moe._coach import Coach
+
+
+PAYS = 500_000
+"""Tokens from which a minute of compiling is made good by a faster training."""
 
 
 class Settings(Frozen):
@@ -39,7 +44,8 @@ class Settings(Frozen):
     """Share of the training, at its end, over which the rate falls linearly to 0."""
     weight_decay: float = 0.01
     compile: bool = True
-    """Compile the model first, where a C++ compiler is at hand: about 1.4 times the speed on CPU."""
+    """Compile the model first, where a C++ compiler is at hand: about 1.4 times the speed on CPU. Trainings of less
+    than `PAYS` tokens are not compiled."""
     seed: int = 0
 
 
@@ -106,7 +112,7 @@ def loss_of(model: PreTrainedModel, batch: list[Example]) -> torch.Tensor:
     for row, example in enumerate(batch):
         ids[row, : len(example.ids)] = torch.tensor(example.ids)
         learn[row, : len(example.ids)] = torch.tensor(example.learn, dtype=torch.bool)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not _model.slow_bf16()):
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         head = model.get_output_embeddings()
         assert head is not None
@@ -126,15 +132,15 @@ def optimizers(model: PreTrainedModel, settings: Settings) -> list[torch.optim.O
     """Muon for the layers' matrices (Jordan et al. 2024), AdamW for embeddings and norms."""
     import torch
 
+    from trainers._muon import Muon
+
     matrices, rest = [], []
     for name, weight in model.named_parameters():
         # A router's rows are E separate directions; a fused stack of experts is no matrix.
         matrix = weight.ndim == 2 and "embed" not in name and not name.endswith(".gate.weight")
         (matrices if matrix else rest).append(weight)
     return [
-        torch.optim.Muon(
-            matrices, lr=settings.matrix_lr, momentum=0.95, weight_decay=settings.weight_decay
-        ),
+        Muon(matrices, lr=settings.matrix_lr, weight_decay=settings.weight_decay),
         torch.optim.AdamW(rest, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
@@ -154,7 +160,8 @@ def train(
 
     torch.manual_seed(settings.seed)
     model.train()
-    if settings.compile and coach is None and (shutil.which("g++") or shutil.which("c++")):
+    pays = settings.compile and settings.tokens >= PAYS
+    if pays and coach is None and (shutil.which("g++") or shutil.which("c++")):
         model.base_model.compile(dynamic=True)
     both = optimizers(model, settings)
     if coach is not None:

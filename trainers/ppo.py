@@ -60,7 +60,7 @@ class Rollout(Frozen):
     rows: Annotated[int, Field(ge=1)] = 64
     """Replies drawn together by transformers, and read together where nothing is learnt."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """What vLLM computes in; "auto" is 16 bit."""
+    """What vLLM computes in; "auto" is 16 bit where the machine computes fast in it, else float32."""
     replicas: Annotated[int, Field(ge=1)] = 1
     """Copies of the model that vLLM serves."""
 

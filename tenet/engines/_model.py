@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import platform
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
@@ -117,6 +118,15 @@ def on_cpu() -> bool:
         where="engine.kind",
         fix="requirements/cpu.lock, or pip install '.[cuda]' with a GPU",
     )
+
+
+def slow_bf16() -> bool:
+    """Whether this machine's CPU computes in bfloat16 by emulation: x86 without AVX-512.
+
+    A product of matrices is then 8 times slower in bfloat16 than in float32. Imports torch.
+    """
+    backend: Any = importlib.import_module("torch").backends.cpu
+    return platform.machine() in ("x86_64", "AMD64") and backend.get_cpu_capability() in ("AVX2", "DEFAULT")
 
 
 def fingerprint(folder: Path, dtype: str, adapter: Path | None) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from tenet.engines import _choices, _watchdog
+from tenet.engines import _choices, _model, _watchdog
 from tenet.engines._actor import Actor
 from tenet.engines._prompt import Fault, Prompts
 
@@ -89,7 +89,10 @@ class Replica(Actor):
         from vllm.v1.engine.async_llm import AsyncLLM
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        args, lora = self._plan["args"], self._plan["lora"]
+        args: dict[str, Any] = dict(self._plan["args"])
+        lora = self._plan["lora"]
+        if self._plan["cpu"] and args["dtype"] == "auto" and _model.slow_bf16():
+            args["dtype"] = "float32"
         self._input: Any = tokens_input
         self._params: Any = SamplingParams
         self._death = EngineDeadError

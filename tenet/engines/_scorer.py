@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tenet.engines import Reply, Request
+from tenet.engines import Reply, Request, _model
 from tenet.engines._prompt import Fault, Prompts
 from tenet.errors import EngineError
 from tenet.records import Usage
@@ -36,7 +36,8 @@ class Scorer:
         torch, hub = importlib.import_module("torch"), importlib.import_module("transformers")
         if self._device == "auto":
             self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = self._dtype if self._dtype == "auto" else getattr(torch, self._dtype)
+        named = "float32" if self._dtype == "auto" and self._device == "cpu" and _model.slow_bf16() else self._dtype
+        dtype = named if named == "auto" else getattr(torch, named)
         at: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
         try:
             tokenizer = hub.AutoTokenizer.from_pretrained(self._folder, **at)

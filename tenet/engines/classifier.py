@@ -32,7 +32,7 @@ class Settings(OnCluster):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """For transformers: "auto" is a GPU if there is one."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """"auto" is what the model was saved in."""
+    """"auto" is what the model was saved in; on x86 CPUs without AVX-512, where 16 bit is slow, it is float32."""
     max_length: int | None = Field(None, ge=1)
     """Longest conversation in tokens; unset: the model's own."""
     batch: int = Field(16, ge=1)

@@ -29,7 +29,8 @@ class Settings(OnCluster):
     tensor_parallel: int = Field(1, ge=1)
     """GPUs (or core groups, on CPU) that one replica is spread over."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """"auto" is what the model was saved in, with float32 served as 16 bit."""
+    """"auto" is what the model was saved in, with float32 served as 16 bit; on x86 CPUs without AVX-512, where 16 bit
+    is slow, it is float32."""
     max_model_len: int | None = Field(None, ge=1)
     """Context length in tokens; unset: the model's own, at most 8192 on CPU."""
     eager: bool = True

@@ -190,7 +190,7 @@ LASTING = (
 
 
 async def served(
-    folder: Path, script: Script, use: Callable[[Stub, Path], Any], *, prompts: int = 12, more: str = ""
+    folder: Path, script: Script, use: Callable[[Stub, Path], Any], *, prompts: int = 8, more: str = ""
 ) -> Any:
     """What `use` makes of a server that follows the script and a recipe that names it."""
     async with Stub(script) as stub:

@@ -241,7 +241,7 @@ ENDPOINTS = (
     ),
     Fault(
         "model swapped in mid-run",
-        "from the 61st answer on, `model` or `system_fingerprint` is another",
+        "from the 41st answer on, `model` or `system_fingerprint` is another",
         "the run ends and names both; no reply of the new one is kept, and the next start is told the same; `version` "
         "asks anew, `pinned: model` lets alternating backends through",
         (

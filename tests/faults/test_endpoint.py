@@ -40,9 +40,9 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Calm]:
-    """What 12 and 24 prompts give where nothing goes wrong; the same script answers, without a server."""
+    """What 8 and 24 prompts give where nothing goes wrong; the same script answers, without a server."""
     made: dict[int, Calm] = {}
-    for prompts in (12, 24):
+    for prompts in (8, 24):
         recipe = write(tmp_path_factory.mktemp("calm"), prompts)
         manifest = go(recipe, "run")
         made[prompts] = Calm(manifest["asked"], files(manifest), outcomes(recipe.parent / "run"))
@@ -53,10 +53,10 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Calm]:
 def test_a_fault_that_passes_leaves_no_trace_in_the_rows(tmp_path: Path, fault: Passing, calm: dict[int, Calm]) -> None:
     async def use(stub: Stub, recipe: Path) -> None:
         struck = await walk(recipe, "run")
-        accounts(struck, 12)
+        accounts(struck, 8)
         assert struck["state"] == "whole"
-        assert struck["asked"] == calm[12].asked < len(stub.calls)  # some were made again
-        assert (files(struck), outcomes(tmp_path / "run")) == calm[12][1:]
+        assert struck["asked"] == calm[8].asked < len(stub.calls)  # some were made again
+        assert (files(struck), outcomes(tmp_path / "run")) == calm[8][1:]
 
     asyncio.run(served(tmp_path, fault.script(), use, more=fault.settings))
 
@@ -67,15 +67,15 @@ def test_a_fault_that_stays_drops_what_it_strikes_with_the_reason(
 ) -> None:
     async def use(stub: Stub, recipe: Path) -> None:
         struck = await walk(recipe, "run")
-        accounts(struck, 12)
+        accounts(struck, 8)
         unit, stage, reason = fault.reason
-        whole = 12 if unit == "prompt" else struck["pairs"]["made"]
+        whole = 8 if unit == "prompt" else struck["pairs"]["made"]
         assert 0 < struck["drops"][unit][stage][reason] < whole
         assert struck["prompts"]["kept"] > 0
         calls, stub.script = len(stub.calls), play
         healed = await walk(recipe, "run")
         if fault.passes:
-            assert (files(healed), outcomes(tmp_path / "run")) == calm[12][1:]
+            assert (files(healed), outcomes(tmp_path / "run")) == calm[8][1:]
         else:  # asking again cannot help, and costs nothing
             assert (len(stub.calls), healed["drops"]) == (calls, struck["drops"])
 
@@ -87,7 +87,7 @@ class Ends(NamedTuple):
 
     error: type[Exception]
     says: str
-    prompts: int = 12
+    prompts: int = 8
     good: int = 40
     """Calls that are answered before."""
 
@@ -127,7 +127,7 @@ def goes_on_after(folder: Path, bad: Answer, ends: Ends, calm: Calm, more: str =
 def test_a_refusal_stops_the_run_and_says_the_way_out(
     tmp_path: Path, bad: Answer, says: str, calm: dict[int, Calm]
 ) -> None:
-    goes_on_after(tmp_path, bad, Ends(EngineRefused, says), calm[12])
+    goes_on_after(tmp_path, bad, Ends(EngineRefused, says), calm[8])
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_a_model_swapped_in_mid_run_is_said_and_not_mixed_in(
     old, new = named("m-1", "fp_1"), named(model, print_)
 
     async def use(stub: Stub, recipe: Path) -> None:
-        stub.script = lambda call: old(call) if call.number < 60 else new(call)
+        stub.script = lambda call: old(call) if call.number < 40 else new(call)
         says = rf"now answers as '{model}, {print_}', and the stored replies are those of 'm-1, fp_1'.*not mixed"
         for _ in range(2):  # the next start is told the same
             with pytest.raises(EngineRefused, match=says):
@@ -238,7 +238,7 @@ def test_a_model_swapped_in_mid_run_is_said_and_not_mixed_in(
         stub.script = old
         healed = await walk(recipe, "struck/run")
         assert healed["engines"]["m"]["served"] == "m-1, fp_1"
-        assert (files(healed), outcomes(tmp_path / "struck/run")) == calm[12][1:]
+        assert (files(healed), outcomes(tmp_path / "struck/run")) == calm[8][1:]
         stub.script = new
         anew = await walk(recipe, "struck/other", **{"models.m.version": "'2'"})
         assert (anew["engines"]["m"]["served"], anew["reused"]) == (f"{model}, {print_}", 0)
@@ -270,7 +270,7 @@ def test_a_clock_that_jumps_by_hours_changes_neither_waits_nor_rows(
         begun = time.monotonic()
         struck = await walk(recipe, "run")
         assert 0 <= struck["seconds"] <= time.monotonic() - begun < 40
-        assert (files(struck), outcomes(tmp_path / "run")) == calm[12][1:]
+        assert (files(struck), outcomes(tmp_path / "run")) == calm[8][1:]
 
     monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
     asyncio.run(served(tmp_path, fault.script(), use))
