@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
-
 import judges
 from constitution import Constitution
 from generators import respond
@@ -153,7 +151,7 @@ class Workshop:
         lines = [json.dumps({**_row(p), "tags": list(tags)}, ensure_ascii=False) for p in case.pairs]
         (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         rules = subject.constitution.model_dump(mode="json", exclude={"extends"}, exclude_defaults=True)
-        (folder / "constitution.yaml").write_text(yaml.safe_dump(rules, allow_unicode=True), encoding="utf-8")
+        (folder / "constitution.yaml").write_text(json.dumps(rules, ensure_ascii=False), encoding="utf-8")
         self.prompts = {p.number: Prompt(messages=p.messages, tags=tags) for p in case.pairs}
         self.complaints: list[str] = []
         self.model = Model(case.pairs, self.plan("first"), self.prompts, case.play)
@@ -173,7 +171,7 @@ class Workshop:
             **changed,
         }
         path = self.folder / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(recipe, allow_unicode=True), encoding="utf-8")
+        path.write_text(json.dumps(recipe, ensure_ascii=False), encoding="utf-8")  # YAML too, and quicker written
         return recipes.open_recipe(path, [], str(self.folder / "runs" / name))
 
     async def go(self, plan: Plan, engine: Engine | None = None) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import sys
 from pathlib import Path
@@ -82,6 +81,8 @@ def generate(
 
 def run_watched(plan: Any, window: Any, engines: Any = None) -> dict[str, Any]:
     """Runs a plan with progress bars; the first Ctrl-C or SIGTERM stops cleanly, the second at once."""
+    import asyncio
+
     from service import run, screen
 
     async def watched() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib.metadata
 import json
 import os
@@ -318,6 +319,7 @@ def _agree(agreement: Counter[str], record: dict[str, Any]) -> None:
         agreement["longer_chosen"] += len(chosen) > len(rejected)
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """What made the run, for the manifest."""
     found = {"tenet": tenet.__version__, "python": platform.python_version()}

@@ -69,10 +69,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(NANO), "--served-model-name", "nano",
         "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "768",
         "--enforce-eager", "--block-size", "32", "--no-enable-chunked-prefill", "--max-num-batched-tokens", "4096",
-        "--worker-extension-cls", "tenet.engines._worker.WorkerExtension",
+        "--worker-extension-cls", "tenet.engines._worker.WorkerExtension", "--distributed-executor-backend", "uni",
     ]  # fmt: skip
     env = {
-        **os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",
+        **os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # which lets the model run in the engine's process
+        "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "ERROR", "TOKENIZERS_PARALLELISM": "false",
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
     }  # fmt: skip
@@ -181,25 +182,35 @@ def test_a_server_that_does_not_know_the_model_ends_the_run_before_it_costs(serv
 
 
 def test_killed_with_vllm_every_stored_reply_is_reused_and_all_is_accounted_for(tmp_path: Path) -> None:
+    """First vLLM's own process is killed and replaced, then the driver, which leaves no process behind."""
     model = "{kind: vllm, model: 'nano:assistant', max_model_len: 768, kv_cache_gib: 0.25}"
     recipe = write(tmp_path, model, 120)
-    folder = tmp_path / "runs/killed"
+    folder, mark = tmp_path / "runs/killed", f"{os.getpid()}-{time.time()}"
     command = [sys.executable, "-m", "service", "generate", str(recipe), "--out", str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 120
+        command, cwd=ROOT, env={**environment, "TENET_TEST": mark},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
     try:
-        while _ended(folder) < 20 and time.monotonic() < deadline:
-            assert process.poll() is None
-            time.sleep(0.05)
-    finally:
-        process.send_signal(signal.SIGKILL)
+        _wait_for(process, folder, 8)
+        [core] = [pid for pid, what in carrying(mark).items() if "EngineCore" in what]
+        os.kill(core, signal.SIGKILL)
+        _wait_for(process, folder, _ended(folder) + 40)  # 16 prompts are in flight: these had the new process
+        process.kill()
         process.wait()
+        deadline = time.monotonic() + 15
+        while carrying(mark) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert carrying(mark) == {}
+    finally:
+        process.kill()
+        process.wait()
+        for pid in carrying(mark):
+            os.kill(pid, signal.SIGKILL)
     before = _calls(tmp_path / "runs/calls.sqlite")
     done = {r["id"]: r for r in map(_named, records(folder, "candidate"))}
-    assert 20 <= _ended(folder) < 121
+    assert 48 <= _ended(folder) < 121
     assert len(before) > 100
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
     after = _calls(tmp_path / "runs/calls.sqlite")
@@ -211,6 +222,26 @@ def test_killed_with_vllm_every_stored_reply_is_reused_and_all_is_accounted_for(
     assert before.items() <= after.items()
     assert len(after) - len(before) == manifest["asked"] - 2  # the long prompt's two samples are faults, never stored
     assert done.items() <= {r["id"]: r for r in map(_named, records(folder, "candidate"))}.items()
+
+
+def _wait_for(process: subprocess.Popen[bytes], folder: Path, ended: int) -> None:
+    deadline = time.monotonic() + 120
+    while _ended(folder) < ended:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def carrying(mark: str) -> dict[int, str]:
+    """Processes that inherited the mark, by id: what a driver started, directly or not."""
+    found: dict[int, str] = {}
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("TENET_TEST") == mark and process.status() != "zombie":
+                found[process.pid] = " ".join(process.cmdline())[:80]
+        except (psutil.Error, OSError):
+            continue
+    return found
 
 
 def _named(candidate: dict[str, Any]) -> dict[str, Any]:

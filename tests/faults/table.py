@@ -26,6 +26,7 @@ PIPELINE = "tests/test_pipeline.py::"
 LEDGER = "tests/test_ledger.py::"
 OPENAI = "tests/test_engine_openai.py::"
 VLLM = "tests/test_engine_vllm.py::"
+KILLED = "tests/test_real_engines.py::test_killed_with_vllm_every_stored_reply_is_reused_and_all_is_accounted_for"
 NODES = "tests/test_nodes.py::"
 
 PROCESSES = (
@@ -42,7 +43,7 @@ PROCESSES = (
         "the same rows and files, no call paid twice; with vLLM, every stored reply stands and all is accounted for",
         (
             f"{PIPELINE}test_killed_at_random_moments_the_same_command_gives_the_same_rows",
-            "tests/test_real_engines.py::test_killed_with_vllm_every_stored_reply_is_reused_and_all_is_accounted_for",
+            KILLED,
         ),
     ),
     Fault(
@@ -61,7 +62,7 @@ PROCESSES = (
         "SIGKILL to vLLM's engine process in the middle of 400 calls; an actor that exits",
         "a new one takes its place and is asked what the old one owed; no answer is lost",
         (
-            f"{VLLM}test_a_killed_engine_process_is_replaced_and_a_killed_driver_leaves_nothing",
+            KILLED,
             f"{VLLM}test_a_dead_replica_is_replaced_and_its_work_is_sent_again",
         ),
     ),
@@ -88,7 +89,7 @@ PROCESSES = (
         "kill -9 of the driver; kill -9 of an owner whose watchdog is gone too",
         "a watchdog ends EngineCore and Worker within seconds; what outlives it is ended at the next start",
         (
-            f"{VLLM}test_a_killed_engine_process_is_replaced_and_a_killed_driver_leaves_nothing",
+            KILLED,
             "tests/faults/test_left_behind.py::"
             "test_orphans_of_a_killed_owner_are_ended_at_the_next_start_and_others_are_left_alone",
         ),
