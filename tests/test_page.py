@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 import constitution
 from service.api.keys import Keys
-from tests.api_server import RECIPE, ROOT, SCRIPT, run_ends, serving, wait_for
+from tests.api_server import RECIPE, SCRIPT, run_ends, serving, wait_for
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright drives the browser: pip install playwright")
 CHROMIUM = os.environ.get("TENET_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome") or ""
@@ -24,7 +25,7 @@ FLAGS = (
     "--disable-component-update --disable-sync"
 )
 SLOW = RECIPE.replace('play"}', 'play", delay: 0.03}') + "limits: {in_flight: 2}\nseed: 5\n"
-AXE = Path(os.environ.get("TENET_AXE") or ROOT / "node_modules/axe-core/axe.min.js")
+AXE = files("axe_playwright_python") / "axe.min.js"
 VIEWS = (
     "runs", "runs/first", "new", "compare/first/again", "pairs", "pairs/first?stage=pairs", "pairs/first/3", "label",
     "label/views", "label/views?rater=bob", "constitutions", "constitutions/nano", "agreement", "agreement/views",
@@ -360,16 +361,13 @@ def test_a_key_opens_a_session_and_a_rater_sees_labels_only(browser: Any, tmp_pa
         page.context.close()
 
 
-NO_AXE = pytest.mark.skipif(not AXE.is_file(), reason="no axe-core: npm install axe-core, or TENET_AXE=its axe.min.js")
-
-
-@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), pytest.param(1440, "light", marks=NO_AXE)])
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1440, "light")])
 def test_every_view_fits_its_window_and_is_accessible(
     browser: Any, client: httpx.Client, width: int, scheme: str
 ) -> None:
-    """Nothing sticks out, every view has one heading and a title; where axe is installed it finds nothing serious."""
+    """Nothing sticks out, every view has one heading and a title, and axe finds nothing serious."""
     page = Page(browser, client, viewport={"width": width, "height": 800}, color_scheme=scheme)
-    axe = AXE.read_text(encoding="utf-8") if AXE.is_file() else ""
+    axe = AXE.read_text(encoding="utf-8")
     found: list[Any] = []
     tab = page.go("runs")
     go = "a => { location.hash = a; document.getElementById('main').setAttribute('aria-busy', 'true') }"
@@ -379,10 +377,9 @@ def test_every_view_fits_its_window_and_is_accessible(
         assert tab.evaluate("document.documentElement.scrollWidth") <= width, view
         assert tab.locator("h1").count() == 1
         assert tab.title().endswith("· tenet")
-        if axe:
-            tab.evaluate(axe)
-            bad = tab.evaluate("axe.run().then((r) => r.violations.map((v) => [v.impact, v.id, v.nodes[0].html]))")
-            found += [(view, *v) for v in bad if v[0] in ("serious", "critical")]
+        tab.evaluate(axe)
+        bad = tab.evaluate("axe.run().then((r) => r.violations.map((v) => [v.impact, v.id, v.nodes[0].html]))")
+        found += [(view, *v) for v in bad if v[0] in ("serious", "critical")]
     assert found == []
     assert page.errors == []
     page.context.close()
