@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import time
+from collections import Counter
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -84,10 +85,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def curves(history: list[dict[str, Any]]) -> str:
-    """SVG of every figure that a training logged, over its steps; the loss first."""
-    names = list(dict.fromkeys(k for h in history for k, v in h.items() if isinstance(v, int | float)))
+    """SVG of every figure that a training logged more than once, over its steps; the loss first."""
+    logged = Counter(k for h in history for k, v in h.items() if isinstance(v, int | float))
     skipped = ("step", "epoch", "num_tokens", "total_flos", "train_")
-    names = [n for n in names if not n.startswith(skipped)]
+    names = [n for n, times in logged.items() if times > 1 and not n.startswith(skipped)]
     names = sorted(names, key=lambda n: (n != "loss", n in ("learning_rate", "grad_norm")))[:12]
 
     def draw(axes: Any) -> None:
