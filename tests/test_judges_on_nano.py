@@ -18,6 +18,7 @@ from nano.lexicon import UNNAMED
 from nano.world import Rule
 from service import preview
 from service.constitution_edits import open_side
+from tenet.engines import Request, _model
 from tenet.records import Comparison, Label, Message, Prompt
 from tests.api_server import serving
 
@@ -60,6 +61,24 @@ def test_each_kind_finds_the_reply_that_keeps_the_rule(nano_engine: Any, name: s
 
     right = asyncio.run(judge_all())
     assert sum(right) >= 0.95 * len(right)
+
+
+@pytest.mark.skipif(not _model.slow_bf16(), reason="this machine computes fast in bfloat16, so the engine does too")
+def test_where_bfloat16_is_slow_the_engine_computes_in_float32(nano_engine: Any) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = ROOT / "nano/models/assistant"
+    tok = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    turns = [{"role": "user", "content": "Which reply is kinder, A or B?"}]
+    given = tok.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    with torch.no_grad():
+        row = model(**given).logits[0, -1].log_softmax(-1)
+    expected = [float(row[tok.encode(x, add_special_tokens=False)[0]]) for x in "AB"]
+    asked = Request(messages=(Message(**turns[0]),), choices=("A", "B"))
+    [reply] = asyncio.run(nano_engine.generate([asked]))
+    assert reply.choice_logprobs == pytest.approx(expected, abs=2e-4)  # bfloat16 is off by 0.01 and more
 
 
 def test_rationales_say_what_each_reply_does_and_are_kept(nano_engine: Any) -> None:
