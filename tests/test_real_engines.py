@@ -199,7 +199,7 @@ def test_killed_with_vllm_every_stored_reply_is_reused_and_all_is_accounted_for(
         _wait_for(process, folder, _ended(folder) + 40)  # 16 prompts are in flight: these had the new process
         process.kill()
         process.wait()
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 30
         while carrying(mark) and time.monotonic() < deadline:
             time.sleep(0.5)
         assert carrying(mark) == {}
@@ -225,7 +225,7 @@ def test_killed_with_vllm_every_stored_reply_is_reused_and_all_is_accounted_for(
 
 
 def _wait_for(process: subprocess.Popen[bytes], folder: Path, ended: int) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300  # an engine starts twice in it, beside other tests
     while _ended(folder) < ended:
         assert process.poll() is None
         assert time.monotonic() < deadline
