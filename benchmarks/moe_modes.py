@@ -147,13 +147,14 @@ def look(out: Path, arm: str, seed: int) -> dict[str, Any]:
             "active": round(audit.active),
             "adapter_kib": (out / "adapter" / "adapter.safetensors").stat().st_size / 1024,
             "idle_experts": len(report.idle) if any(e.change_norm is not None for e in report.experts) else None,
-            "moved": handle.moved([batch]),
+            # a model that was trained whole has no adapter to switch off
+            "moved": None if ARMS[arm][0]["mode"] == "full" else handle.moved([batch]),
         }
     elif arm:
         model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
         facts = {"trainable": sum(p.numel() for p in model.parameters())}
     texts: list[str] = []
-    asked = list(questions(HELD_OUT, held_out))
+    asked = list(questions(HELD_OUT // 2 if seed == TUNING else HELD_OUT, held_out))
     torch.manual_seed(seed)
     with torch.no_grad():
         for i in range(0, len(asked), 200):

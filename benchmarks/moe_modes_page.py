@@ -90,6 +90,8 @@ def main() -> None:
     parser.add_argument("--plots", type=Path, default=Path("docs/moe"))
     given = parser.parse_args()
     report = json.loads(given.report.read_text("utf-8"))
+    seeds = len(next(iter(report["arms"].values()))["seeds"])
+    print(f"{seeds} seed{'s' if seeds > 1 else ''} of training.\n")
     for data, title in DATA.items():
         draw(report, data, given.plots / f"modes-{data}.svg")
         print(f"## {title}\n![{title}](moe/modes-{data}.svg)\n")
