@@ -20,8 +20,10 @@ DATA = {"broad": "All rules", "narrow": "One rule: a reply must name a caveat"}
 
 
 def cell(seeds: list[dict[str, Any]], key: str) -> str:
-    """A share in percent: mean and range."""
+    """A share in percent: mean and, of several seeds, range."""
     found = [100 * s[key] for s in seeds]
+    if len(found) == 1:
+        return f"{found[0]:.1f}"
     return f"{mean(found):.1f} ({min(found):.1f}–{max(found):.1f})"
 
 
