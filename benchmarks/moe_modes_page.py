@@ -92,13 +92,12 @@ def main() -> None:
     parser.add_argument("--plots", type=Path, default=Path("docs/moe"))
     given = parser.parse_args()
     report = json.loads(given.report.read_text("utf-8"))
-    seeds = len(next(iter(report["arms"].values()))["seeds"])
-    print(f"{seeds} seed{'s' if seeds > 1 else ''} of training.\n")
     for data, title in DATA.items():
         draw(report, data, given.plots / f"modes-{data}.svg")
         print(f"## {title}\n![{title}](moe/modes-{data}.svg)\n")
         for kind, name in KINDS.items():
-            print(f"{name}:\n", *table(report, kind, data), "", sep="\n")
+            seeds = len(next(iter(arms(report, kind, data).values())))
+            print(f"{name}, {seeds} seed{'s' if seeds > 1 else ''}:\n", *table(report, kind, data), "", sep="\n")
 
 
 if __name__ == "__main__":
