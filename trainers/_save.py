@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import time
 from collections import Counter
@@ -16,8 +14,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import tenet
 from tenet import drawings
+from tenet.versions import versions
 from trainers import _disk, adapters
 from trainers._common import Common, quiet
 from trainers._shapes import Census
@@ -62,7 +60,7 @@ def finish(settings: Common, kind: str, census: Census, facts: dict[str, Any]) -
         "data": census.told(),
         **facts,
         "settings": settings.model_dump(mode="json"),
-        "versions": versions(),
+        "versions": versions(*_PACKAGES),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     history = read_metrics(out / "metrics.jsonl")
@@ -149,17 +147,6 @@ def last_figures(history: list[dict[str, Any]]) -> dict[str, float]:
                 found.setdefault(k, []).append(float(v))
     tail = {k: v[-max(1, len(v) // 10) :] for k, v in found.items()}
     return {k: float(f"{sum(v) / len(v):.6g}") for k, v in tail.items()}
-
-
-def versions() -> dict[str, str]:
-    """What trained, for the manifest."""
-    found = {"tenet": tenet.__version__, "python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def device_name(cpu: bool) -> str:
