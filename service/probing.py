@@ -151,18 +151,24 @@ def harness(stage: Stage, names: Sequence[str], items: int, device: str) -> dict
     about = {"pretrained": str(root.folder), "dtype": "float32"}
     if root is not stage:
         about["peft"] = str(stage.folder)
-    done: Any = lm_eval.simple_evaluate(
-        model="hf", model_args=about, tasks=list(names), limit=items, device=device, bootstrap_iters=200
-    )
+    try:
+        done: Any = lm_eval.simple_evaluate(
+            model="hf", model_args=about, tasks=list(names), limit=items, device=device, bootstrap_iters=200
+        )
+    except KeyError as error:  # how lm-eval says that it does not know a task
+        raise SettingsError(
+            str(error.args[0]), where="--tasks", fix="a task, group or tag of lm-eval (`lm-eval ls tasks`), or its file"
+        ) from error
     made: dict[str, dict[str, Any]] = {}
     for task, figures in done["results"].items():
         counted = done.get("n-samples", {}).get(task, {}).get("effective")
         for key, value in figures.items():
-            metric, _, rule = key.partition(",")
-            if isinstance(value, int | float) and not metric.endswith("_stderr") and metric != "alias":
-                error = figures.get(f"{metric}_stderr,{rule}")
-                made[f"{task} {metric}"] = {
-                    "value": float(value), "low": None, "high": None, "n": counted,
-                    "stderr": float(error) if isinstance(error, int | float) else None,
-                }  # fmt: skip
+            metric, of_a_metric, rule = key.partition(",")
+            if not of_a_metric or metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            error = figures.get(f"{metric}_stderr,{rule}")
+            made[f"{task} {metric}" + (f" ({rule})" if rule != "none" else "")] = {
+                "value": float(value), "low": None, "high": None, "n": counted,
+                "stderr": float(error) if isinstance(error, int | float) else None,
+            }  # fmt: skip
     return made

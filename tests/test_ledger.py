@@ -27,7 +27,7 @@ from tenet.errors import (
     LedgerError,
     RunFolderError,
 )
-from tenet.ledger import DROPPED, Calls, Counts, Rows, StoredReply
+from tenet.ledger import DROPPED, Calls, Counts, Rows, StoredReply, in_use
 from tenet.records import Dropped, Message, Usage, canonical
 
 ROOT = Path(__file__).parent.parent
@@ -357,6 +357,16 @@ def test_a_run_has_one_writer_and_kill_9_frees_it_with_whole_chains(tmp_path: Pa
         assert done.stages == {"preference": done.prompts, "response": done.prompts}
     acknowledged = finish(process)
     assert 0 < len(acknowledged) < done.prompts
+
+
+def test_a_run_is_in_use_while_its_writer_lives_and_no_longer(tmp_path: Path) -> None:
+    assert not in_use(tmp_path)
+    with Rows(tmp_path):
+        assert in_use(tmp_path)
+    assert not in_use(tmp_path)
+    for left in ("", "no number\n", "4194305\n"):  # a dead writer's number; Linux gives out none so high
+        (tmp_path / "run.lock").write_text(left)
+        assert not in_use(tmp_path)
 
 
 def test_a_closed_ledger_says_so(tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner
 
 from service.cli import app
@@ -146,8 +148,37 @@ def test_the_command_gates_and_refuses(tiny_model: Path, moved: tuple[Path, Path
     unknown = run.invoke(app, [*base, *common, "--gate", "perplexity.ration<=1"])
     assert isinstance(unknown.exception, SettingsError)
     assert "did you mean 'perplexity.ratio" in str(unknown.exception)
-    lm_eval = run.invoke(app, [*base, *common, "--tasks", "hellaswag"])
-    assert "lm-eval, which is not installed" in str(lm_eval.exception) or lm_eval.exit_code == 0
+    if not find_spec("lm_eval"):
+        missing = run.invoke(app, [*base, *common, "--tasks", "hellaswag"])
+        assert "lm-eval, which is not installed" in str(missing.exception)
+
+
+def test_tasks_of_lm_eval_come_with_its_standard_errors(
+    tiny_model: Path, moved: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Not in the lock: it runs where lm-eval is installed beside."""
+    pytest.importorskip("lm_eval")
+    rows = [{"q": f"bada {i}", "said": [" kimo", " rigo"], "right": i % 2} for i in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    task = {
+        "task": "kimo", "dataset_path": "json", "test_split": "test", "output_type": "multiple_choice",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}}, "doc_to_text": "{{q}}",
+        "doc_to_choice": "{{said}}", "doc_to_target": "right",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    }  # fmt: skip
+    (tmp_path / "kimo.yaml").write_text(yaml.safe_dump(task))
+    base = ["inspect", "tax", str(tiny_model), str(moved[1]), "--n", "30", "--json", str(tmp_path / "tax.json")]
+    ran = CliRunner().invoke(app, [*base, "--tasks", str(tmp_path / "kimo.yaml")], catch_exceptions=False)
+    assert ran.exit_code == 0
+    tasks = json.loads((tmp_path / "tax.json").read_text())["tasks"]
+    assert set(tasks) == {"kimo acc", "kimo acc_norm"}
+    before, change = tasks["kimo acc"]["before"], tasks["kimo acc"]["difference"]
+    assert before["n"] == 30
+    assert 0.05 < before["stderr"] < 0.1
+    assert change["low"] < change["value"] < change["high"]
+    unknown = CliRunner().invoke(app, [*base, "--tasks", "kimi"])
+    assert isinstance(unknown.exception, SettingsError)
+    assert "kimi" in str(unknown.exception)
 
 
 def test_texts_of_every_shape_are_read(tmp_path: Path) -> None:

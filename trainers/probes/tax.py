@@ -154,13 +154,15 @@ def _task(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]
     if first.get("value") is None or second.get("value") is None:
         return {**made, "difference": {"value": None, "low": None, "high": None, "why": "one side has no figure"}}
     change = second["value"] - first["value"]
-    errors: list[float] = [m["stderr"] for m in (first, second) if m.get("stderr") is not None]
-    if len(errors) == 2:
+    if "stderr" in first and "stderr" in second:  # a mean of its own, not a share of n
+        errors: list[float] = [m["stderr"] for m in (first, second) if m["stderr"] is not None]
+        if len(errors) < 2:
+            why = "low, high: without standard errors"
+            return {**made, "difference": {"value": change, "low": None, "high": None, "why": why}}
         half = 1.959964 * math.hypot(*errors)
         return {**made, "difference": {"value": change, "low": change - half, "high": change + half}}
     if not all(m.get("n") for m in (first, second)):
-        why = "low, high: neither counts nor standard errors"
-        return {**made, "difference": {"value": change, "low": None, "high": None, "why": why}}
+        return {**made, "difference": {"value": change, "low": None, "high": None, "why": "low, high: without counts"}}
     counted = [(round(m["value"] * m["n"]), int(m["n"])) for m in (first, second)]
     return {**made, "difference": gap(counted[0], counted[1])}
 
