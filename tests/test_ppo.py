@@ -266,7 +266,9 @@ def test_a_training_leaves_a_model_its_figures_and_its_manifest(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     out = tmp_path / "out"
-    outcome = train(settings(tiny_model, out, steps=2, **more))
+    outcome = train(settings(tiny_model, out, steps=2, log_every=1, report_to=["tensorboard"], **more))
+    (events,) = (out / "tensorboard").iterdir()
+    assert b"train/score" in events.read_bytes()
     model = AutoModelForCausalLM.from_pretrained(out)
     tok = AutoTokenizer.from_pretrained(out)
     with torch.no_grad():

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,23 @@ def test_every_kind_gives_a_model_with_metrics_card_and_manifest(kind: str, mode
     assert "<svg" in (out / "curves.svg").read_text()
     assert not (out / "checkpoints").exists()
     assert all(not p.name.startswith(".") for p in out.iterdir())
+
+
+def test_a_tracker_gets_the_figures_and_keeps_them(model: Path, tmp_path: Path) -> None:
+    command.main("dpo", config(tmp_path, "dpo", model, report_to=["tensorboard"]), [])
+    (events,) = (tmp_path / "out/tensorboard").iterdir()
+    assert b"train/loss" in events.read_bytes()
+    assert b"train/rewards/accuracies" in events.read_bytes()
+
+
+@pytest.mark.parametrize(("name", "why"), [("tensorbord", "no tracker is named"), ("wandb", "install wandb")])
+def test_a_tracker_that_is_not_there_is_named_before_anything_is_loaded(
+    name: str, why: str, model: Path, tmp_path: Path
+) -> None:
+    if find_spec(name):
+        pytest.skip(f"{name} is installed here")
+    with pytest.raises(SettingsError, match=f"report_to: .*{why}"):
+        command.main("sft", config(tmp_path, "sft", model, report_to=[name]), [])
 
 
 def test_the_steps_after_the_last_line_are_logged_too(model: Path, tmp_path: Path) -> None:

@@ -244,7 +244,8 @@ def arguments(settings: Common, kind: Any, **own: Any) -> Any:
         "save_steps": settings.save_every,
         "logging_steps": settings.log_every,
         "disable_tqdm": True,
-        "report_to": list(settings.report_to),
+        "report_to": [],  # `_reporters` opens them
+        "run_name": Path(settings.out).name,
         **own,
     }
     return kind(**said)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,22 +16,24 @@ from trainers._common import Common
 class Screen:
     """A progress bar, and transformers' reporters where the settings name any."""
 
-    def __init__(self, settings: Common, model: Any, steps: int, done: int) -> None:
-        self._settings, self._model, self._steps, self._done = settings, model, steps, done
+    def __init__(self, settings: Common, reporters: Sequence[Any], model: Any, steps: int, done: int) -> None:
+        self._settings, self._reporters, self._model = settings, reporters, model
+        self._steps, self._done = steps, done
         self._handler: Any = None
 
     def __enter__(self) -> Screen:
         s = self._settings
         bars: Any = import_module("tqdm.auto")
         self._bar: Any = bars.tqdm(total=self._steps, initial=self._done, disable=None, desc="ppo", unit="update")
-        if s.report_to:
+        if self._reporters:
             hub: Any = import_module("transformers")
-            wanted: Any = import_module("transformers.integrations").get_reporting_integration_callbacks
-            from transformers.trainer_callback import CallbackHandler
-
-            self._args = hub.TrainingArguments(output_dir=str(Path(s.out) / "checkpoints"), use_cpu=s.on_cpu)
+            flow: Any = import_module("transformers.trainer_callback")
+            self._args = hub.TrainingArguments(
+                output_dir=str(Path(s.out) / "checkpoints"), run_name=Path(s.out).name, use_cpu=s.on_cpu, report_to=[]
+            )
             self._state, self._control = hub.TrainerState(is_world_process_zero=True), hub.TrainerControl()
-            self._handler = CallbackHandler([w() for w in wanted(list(s.report_to))], self._model, None, None, None)
+            callbacks = [flow.DefaultFlowCallback(), *self._reporters]
+            self._handler = flow.CallbackHandler(callbacks, self._model, None, None, None)
             self._handler.on_train_begin(self._args, self._state, self._control)
         return self
 

@@ -20,7 +20,7 @@ import psutil
 
 from tenet.errors import RunFolderError
 from tenet.records import digest
-from trainers import _disk, _rows, _save, adapters
+from trainers import _disk, _reporters, _rows, _save, adapters
 from trainers._common import PROBE, WEIGHED, Common, Outcome, context_of, load, locate, quiet, tokenizer_of
 from trainers._encode import Coder, Encode, Encoded, Ids, written
 from trainers._rows import Rows
@@ -72,6 +72,7 @@ class TrlTrainer:
         done = finished(settings, self.kind, folder)
         if done is not None:
             return Outcome(out, done, fresh=False)
+        reporters = _reporters.opened(settings)
         tok = tokenizer_of(folder, self.chat)
         context = context_of(settings, folder)
         encode = self.encode(Coder(tok, context, rows.census))
@@ -82,6 +83,8 @@ class TrlTrainer:
         draws = self._draws(model, encoded)
         hf = self.start(Start(settings, folder, tok, model, encoded, context))
         hf.draws = draws
+        for reporter in reporters:
+            hf.add_callback(reporter)
         if handle is not None:
             hf.add_callback(handle.callback(checkpoint=checkpoint))
         clock = time.monotonic()

@@ -23,7 +23,7 @@ from pydantic import Field
 
 from tenet.errors import SettingsError
 from tenet.records import Frozen, digest
-from trainers import _common, _ppo_state, _rows, _run, _save, adapters
+from trainers import _common, _ppo_state, _reporters, _rows, _run, _save, adapters
 from trainers._common import Common, Outcome, Trainer
 from trainers._ppo_adapters import Mixture, watch
 from trainers._ppo_loop import Ask, Loop, Parts, Plan
@@ -128,6 +128,7 @@ class PpoTrainer:
         done = _run.finished(s, "ppo", folder)
         if done is not None:
             return Outcome(out, done, fresh=False)
+        reporters = _reporters.opened(s)
         tok = _common.tokenizer_of(folder)
         context = _common.context_of(s, folder)
         asks = prompts(rows, tok, context - s.rollout.max_tokens)
@@ -150,7 +151,7 @@ class PpoTrainer:
                 asks=asks, batch=s.batch, rows=s.rollout.rows, steps=steps, seed=s.seed, update=s.update,
                 reward=s.reward, out=out, save_every=s.save_every, keep=s.keep, log_every=s.log_every,
             )  # fmt: skip
-            with Screen(s, networks.policy, steps, at) as screen:
+            with Screen(s, reporters, networks.policy, steps, at) as screen:
                 Loop(parts, plan, controller, at, screen.show).run()
         finally:
             parts.rollouts.close()
