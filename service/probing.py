@@ -144,21 +144,17 @@ def flat(found: Mapping[str, Any], before: tuple[str, ...] = ()) -> dict[str, di
 
 def harness(stage: Stage, names: Sequence[str], items: int, device: str) -> dict[str, dict[str, Any]]:
     """lm-eval's own figures for its tasks, each with the standard error that lm-eval gives."""
-    lm_eval: Any = import_module("lm_eval")
-    root = stage
-    while root.base is not None:
-        root = root.base
-    about = {"pretrained": str(root.folder), "dtype": "float32"}
-    if root is not stage:
-        about["peft"] = str(stage.folder)
+    lm_eval, models = import_module("lm_eval"), import_module("lm_eval.models.huggingface")
+    loaded = Loaded(stage, device)
     try:
-        done: Any = lm_eval.simple_evaluate(
-            model="hf", model_args=about, tasks=list(names), limit=items, device=device, bootstrap_iters=200
-        )
+        opened: Any = models.HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=8)
+        done: Any = lm_eval.simple_evaluate(model=opened, tasks=list(names), limit=items, bootstrap_iters=200)
     except KeyError as error:  # how lm-eval says that it does not know a task
         raise SettingsError(
             str(error.args[0]), where="--tasks", fix="a task, group or tag of lm-eval (`lm-eval ls tasks`), or its file"
         ) from error
+    finally:
+        loaded.close()
     made: dict[str, dict[str, Any]] = {}
     for task, figures in done["results"].items():
         counted = done.get("n-samples", {}).get(task, {}).get("effective")

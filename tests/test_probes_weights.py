@@ -205,6 +205,12 @@ def test_an_adapter_changes_what_its_merged_model_changes(adapted: Path) -> None
     assert found["stages"][1]["adapter_over"] == str(adapted / "base")
 
 
+def test_an_adapter_for_experts_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "adapter.json").write_text("{}")
+    with pytest.raises(SettingsError, match="tenet merge"):
+        open_stage(f"{tmp_path}@nano:assistant-moe")
+
+
 def test_an_adapter_finds_its_base_among_the_stages(adapted: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"names no base model \(write ADAPTER@BASE\)"):
         open_stage(str(adapted / "lora"))

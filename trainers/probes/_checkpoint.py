@@ -83,6 +83,9 @@ def open_stage(name: str, earlier: tuple[Stage, ...] = ()) -> Stage:
     folder, _ = locate(named, "stage")
     if (folder / "adapter_config.json").exists():
         return _open_adapter(name, folder, base, earlier)
+    if (folder / "adapter.json").exists():
+        what, fix = "is an adapter for a mixture of experts, which is read only when merged", "tenet merge it first"
+        raise SettingsError(what, where=name, fix=fix)
     if base:
         raise SettingsError(f"{named!r} is no adapter, so it has no base", where=name, fix="leave out the @")
     if not (folder / "config.json").exists():
