@@ -1,4 +1,4 @@
-"""What several tests share: a tiny random model, two vLLM engines, and which files keep together."""
+"""What several tests share: a tiny random model and its adapter, two vLLM engines, and which files keep together."""
 
 from __future__ import annotations
 
@@ -123,15 +123,37 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def vllm_engine(tiny_model: Path) -> Iterator[Any]:
-    """The one vLLM engine of the suite, in a Ray actor of its own.
+def tiny_adapted(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(a LoRA adapter on the tiny model, the same merged into it)"""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    It computes in float32, so that scores can be held against transformers. Ask it through
+    folder = tmp_path_factory.mktemp("adapted")
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    torch.manual_seed(1)
+    model: Any = get_peft_model(plain, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.1)
+    model.save_pretrained(folder / "lora")
+    model.merge_and_unload().save_pretrained(folder / "merged")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder / "merged")
+    return folder / "lora", folder / "merged"
+
+
+@pytest.fixture(scope="session")
+def vllm_engine(tiny_model: Path, tiny_adapted: tuple[Path, Path]) -> Iterator[Any]:
+    """The tiny model under its LoRA adapter, in vLLM in a Ray actor of its own.
+
+    It computes in float32, so that scores can be held against transformers with the adapter merged. Ask it through
     `asyncio.run`: it follows from one event loop to the next.
     """
     from tenet.engines.vllm import Settings, build
 
-    engine = build(Settings(model=str(tiny_model), dtype="float32", max_model_len=1024, kv_cache_gib=0.25))
+    how = {"dtype": "float32", "max_model_len": 1024, "kv_cache_gib": 0.25}
+    engine = build(Settings.model_validate({"model": str(tiny_model), "lora": str(tiny_adapted[0]), **how}))
     yield engine
     asyncio.run(engine.close())
 

@@ -193,9 +193,11 @@ def reference(folder: Path, request: Request) -> tuple[list[float], list[tuple[i
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_scores_of_choices_are_those_of_transformers(vllm_engine: Any, tiny_model: Path, name: str) -> None:
+def test_scores_of_choices_are_those_of_transformers(
+    vllm_engine: Any, tiny_adapted: tuple[Path, Path], name: str
+) -> None:
     request = chat(name + QUESTION, choices=CHOICES[name])
-    expected, paths, _ = reference(tiny_model, request)
+    expected, paths, _ = reference(tiny_adapted[1], request)
     cold, warm = ask(vllm_engine, request)[0], ask(vllm_engine, request)[0]
     assert cold.fault is None
     assert cold.choice_logprobs == pytest.approx(expected, abs=2e-3)
@@ -207,13 +209,27 @@ def test_scores_of_choices_are_those_of_transformers(vllm_engine: Any, tiny_mode
     assert cold.usage.calls == 1
 
 
-def test_an_option_far_below_the_top_keeps_its_score(vllm_engine: Any, tiny_model: Path) -> None:
-    tokenizer = tokenizer_of(tiny_model)
-    _, _, row = reference(tiny_model, chat(QUESTION, choices=("A",)))
+def test_the_adapter_is_in_what_answers_and_in_its_name(
+    vllm_engine: Any, tiny_model: Path, tiny_adapted: tuple[Path, Path]
+) -> None:
+    request = chat(QUESTION, choices=("A", "B"))
+    without, _, _ = reference(tiny_model, request)
+    reply = ask(vllm_engine, request)[0]
+    assert max(abs(a - (b or 0.0)) for a, b in zip(without, reply.choice_logprobs, strict=True)) > 0.1  # fifty times the tolerance
+    plain = build(Settings(model=str(tiny_model), dtype="float32"))
+    assert (plain.name, vllm_engine.name) == ("tiny", "tiny+lora")
+    assert plain.fingerprint != vllm_engine.fingerprint
+    asyncio.run(plain.close())
+
+
+def test_an_option_far_below_the_top_keeps_its_score(vllm_engine: Any, tiny_adapted: tuple[Path, Path]) -> None:
+    merged = tiny_adapted[1]
+    tokenizer = tokenizer_of(merged)
+    _, _, row = reference(merged, chat(QUESTION, choices=("A",)))
     last = next(t for t in row.argsort().tolist() if tokenizer.decode([t]).isascii() and t > 10)
     word = tokenizer.decode([last])
     request = chat(QUESTION, choices=(word, "A"))
-    expected, paths, _ = reference(tiny_model, request)
+    expected, paths, _ = reference(merged, request)
     assert (row > row[paths[0][0]]).sum() > 20
     reply = ask(vllm_engine, request)[0]
     assert reply.choice_logprobs == pytest.approx(expected, abs=2e-3)
