@@ -37,7 +37,7 @@ PLANS: dict[str, tuple[list[str], list[str]]] = {
     "metrics": (["judges.agreement.metrics", "judges.agreement._ranks"], ["tests.test_metrics"]),
     "ledger": (
         ["tenet.ledger.calls", "tenet.ledger.rows", "tenet.ledger._sqlite", "tenet.ledger._file", "tenet.ledger._lock"],
-        ["tests.test_properties_ledger", "tests.test_ledger"],
+        ["tests.test_ledger_files", "tests.test_ledger", "tests.test_properties_ledger"],
     ),
 }
 SLOW = re.compile("kill|process|holder|race|same_question|stopped|budget|many_")

@@ -25,6 +25,7 @@ from run import HERE, end_of, told
 from watch import Watched
 
 from nano import world
+from tenet.engines import _model
 
 CONTENDERS = {
     "tenet": ("vllm_tenet.py", 0),
@@ -37,7 +38,8 @@ CONTENDERS = {
 ARGS = {
     # What tenet gives its own engine on CPU; without block_size 32 vLLM's blocks of 128 tokens leave short prompts no
     # prefix to share, and chunked prefill ends the engine where a sampled prompt is read in chunks.
-    "dtype": "auto",
+    # On an x86 CPU that only emulates bfloat16 tenet's "auto" is float32; vLLM's own would be far slower there.
+    "dtype": "float32" if _model.slow_bf16() else "auto",
     "max_model_len": 2048,
     "enforce_eager": True,
     "max_num_seqs": 256,

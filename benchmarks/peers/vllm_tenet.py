@@ -14,7 +14,7 @@ import engine
 RECIPE = """
 prompts: {{path: prompts.jsonl, dedup: exact}}
 constitution: one.yaml
-models: {{m: {{kind: vllm, model: "nano:assistant"}}}}
+models: {{m: {{kind: vllm, model: "nano:assistant", dtype: {dtype}}}}}
 respond: {{samples: 1, sampling: {{max_tokens: {most}}}}}
 revise: {{rounds: 1, sampling: {{max_tokens: {most}}}}}
 pairs: [{{kind: initial_vs_revision}}]
@@ -28,7 +28,7 @@ def main() -> None:
     (given.folder / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": p}) for p in given.prompts))
     (given.folder / "one.yaml").write_text(chain.NANO.constitution())
     recipe, out = given.folder / "recipe.yaml", given.folder / "runs" / "r"
-    recipe.write_text(RECIPE.format(most=chain.NANO.max_tokens))
+    recipe.write_text(RECIPE.format(most=chain.NANO.max_tokens, dtype=given.args["dtype"]))
     command = [sys.executable, "-m", "service", "generate", str(recipe), "--out", str(out)]
     subprocess.run(command, check=True, cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL)
     manifest = json.loads((out / "manifest.json").read_text())

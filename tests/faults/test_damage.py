@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import re
 import shutil
@@ -11,42 +10,16 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from service.cli import main
 from tenet.errors import LedgerError, TenetError
-from tenet.ledger import Calls, Rows, StoredReply, _file
-from tenet.records import Usage, canonical
+from tenet.ledger import Calls, _file
 from tests.faults.runs import files, go, stored, write
+from tests.test_ledger_files import fill, read
 
 WAYS_OUT = re.compile("the file is damaged; move it|this version of tenet reads")
-KEYS = [f"{n * 7919:032x}" for n in range(120)]
-
-
-def fill(folder: Path) -> None:
-    """A run of 60 prompts and a workspace of 120 replies."""
-
-    async def work() -> None:
-        with Rows(folder) as rows:
-            rows.set_meta("identity", canonical({"a": 1}))
-            ends = ("outcome", canonical({"preferences": 1, "retry": False}))
-            for n in range(60):
-                await rows.put(n, f"p{n}", [("prompt", canonical({"text": "Why " * 20, "n": n})), ends])
-        with Calls(folder / "calls.sqlite") as calls:
-            said = {k: StoredReply(f"said {k} " + "x" * 99, "stop", (-0.5,), Usage(calls=1)) for k in KEYS}
-            await calls.put_many(said, "r", "m")
-
-    asyncio.run(work())
-
-
-def read(folder: Path) -> tuple[dict[Any, Any], dict[str, StoredReply], Any]:
-    """All that a resumed run takes from its files."""
-    with Rows(folder) as rows, Calls(folder / "calls.sqlite") as calls:
-        rows.reopen()
-        held = {r[:2]: r for r in rows.iterate()} | {"identity": rows.meta("identity")}
-        return held, asyncio.run(calls.get_many(KEYS)), calls.usage("r")
 
 
 def damage(path: Path, kind: str, draw: random.Random) -> None:
@@ -171,20 +144,3 @@ def test_a_ledger_held_by_another_process_is_waited_for_and_then_named(
     other.close()
     go(recipe, "ws/run")
     assert stored(tmp_path / "ws/run") == stored(tmp_path / "calm/run")
-
-
-def test_a_ledger_of_the_format_before_checksums_is_read_and_brought_up(tmp_path: Path) -> None:
-    fill(tmp_path / "run")
-    good = read(tmp_path / "run")
-    for name, tables in (("rows.sqlite", ("rows", "meta")), ("calls.sqlite", ("calls", "payers"))):
-        db = sqlite3.connect(tmp_path / "run" / name, isolation_level=None)
-        for table in tables:
-            db.execute(f"ALTER TABLE {table} DROP COLUMN checksum")
-        db.execute("DROP TABLE IF EXISTS served")
-        db.execute("PRAGMA user_version=1")
-        db.close()
-    assert read(tmp_path / "run") == good
-    damage_text = (tmp_path / "run/rows.sqlite").read_bytes().replace(b"Why Why", b"Who Why", 1)
-    (tmp_path / "run/rows.sqlite").write_bytes(damage_text)
-    with pytest.raises(LedgerError, match="not as it was written"):
-        read(tmp_path / "run")
