@@ -98,7 +98,7 @@ def measure(name: str, given: argparse.Namespace) -> dict[str, Any]:
             env["PYTHONPATH"] = extras(given.venvs)
         begun = time.time()
         command = [sys.executable, str(HERE / script), "--folder", place]
-        watched = Watched(command, env=env, cwd=folder, log=folder / "log.txt")
+        watched = Watched(command, env=env, cwd=folder, log=folder / "log.txt", period=3.0)
         code, said = watched.wait(given.timeout), told(watched)
         if code is None or not said.get("records"):
             (given.venvs / f"{script}.log").write_text(watched.log.read_text(errors="replace"))

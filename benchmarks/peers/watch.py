@@ -13,14 +13,16 @@ from pathlib import Path
 import psutil
 
 PERIOD = 0.2
-"""Seconds between two looks at the memory."""
+"""Seconds between two looks at the memory; a look at processes of gigabytes takes a tenth of a second itself."""
 
 
 class Watched:
     """A command in a session of its own. CPU seconds are of the whole tree, also of those that ended unseen."""
 
-    def __init__(self, command: list[str], *, env: dict[str, str], cwd: Path, log: Path) -> None:
-        self.log = log
+    def __init__(
+        self, command: list[str], *, env: dict[str, str], cwd: Path, log: Path, period: float = PERIOD
+    ) -> None:
+        self.log, self._period = log, period
         self._out = log.open("w")
         self.process = subprocess.Popen(
             command, env=env, cwd=cwd, stdout=self._out, stderr=subprocess.STDOUT, start_new_session=True
@@ -79,7 +81,7 @@ class Watched:
             raise subprocess.TimeoutExpired(self.process.args, timeout)
 
     def _look(self) -> None:
-        while not self._stop.wait(PERIOD):
+        while not self._stop.wait(self._period):
             self._look_once()
 
     def _look_once(self) -> None:
