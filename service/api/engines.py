@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
-import threading
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,13 +44,7 @@ class Watched:
         async with self._starting:
             if self.ready:
                 return
-            ours = signal.getsignal(signal.SIGTERM)
-            try:
-                await getattr(self._engine, "start")()  # noqa: B009 (not every engine has it)
-            finally:
-                # Ray puts a handler of its own in the place of uvicorn's, which ends the service without its clean-up.
-                if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) != ours:
-                    signal.signal(signal.SIGTERM, ours)
+            await getattr(self._engine, "start")()  # noqa: B009 (not every engine has it)
             self.ready = True
 
     async def generate(self, requests: Sequence[Request]) -> list[Reply]:

@@ -7,6 +7,7 @@ import gc
 import importlib
 import logging
 import os
+import signal
 import threading
 import uuid
 import warnings
@@ -35,12 +36,25 @@ async def enter(address: str | None) -> None:
     EngineError if that fails, or if this process is elsewhere. To be followed by one `leave`.
     """
     # a local node has 30 seconds to come up, and a busy machine may need more
+    ours = signal.getsignal(signal.SIGTERM)
     for left in (2, 1, 0) if address is None else (0,):
         why = await _in_lasting_thread(partial(_join, address))
+        _take_back(ours)
         if not why:
             return
         if not left:
             raise EngineError(f"Ray did not start: {why}")
+
+
+def _take_back(ours: Any) -> None:
+    """Sets SIGTERM's handler once more, over Ray's, even if Python still knows it as ours.
+
+    Ray's C++ puts its own before it: that prints a stack, lets ours run, and aborts the process three seconds later,
+    in the middle of a clean stop.
+    """
+    if ours is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, ours)
+        signal.siginterrupt(signal.SIGTERM, False)  # as asyncio has it
 
 
 def _join(address: str | None) -> None:

@@ -53,6 +53,7 @@ PROCESSES = (
         "traceback; the same command has the same rows",
         (
             f"{STOPS}test_sigterm_stops_between_prompts_and_says_how_to_go_on",
+            f"{STOPS}test_sigterm_stops_as_cleanly_with_ray_in_the_process",
             f"{STOPS}test_a_second_ctrl_c_stops_at_once",
             f"{PIPELINE}test_ctrl_c_stops_cleanly_and_says_how_to_go_on",
         ),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from service import recipe as recipes
 from service import run
+from tenet.ledger import Calls
 from tests.faults.runs import ROOT, command, environment, files, go, manifest_of, start, stored, write
 
 STAGES = ("reading the prompts", "starting the engines", "generating", "prompt 5", "writing the exports", "exported")
@@ -84,6 +85,32 @@ def test_sigterm_stops_between_prompts_and_says_how_to_go_on(tmp_path: Path) -> 
     assert 0 < manifest_of(out)["prompts"]["rows"] < 16
     go(recipe, "calm/run")
     same_again(recipe, out, tmp_path / "calm/run")
+
+
+def test_sigterm_stops_as_cleanly_with_ray_in_the_process(tmp_path: Path) -> None:
+    """Ray's C++ takes the signal over and aborts the process three seconds later: the calls in flight take longer."""
+    replicated = '{kind: scripted, script: "tests.oracle_script:play", replicas: 1, delay: 2.0}'
+    recipe, out = write(tmp_path, 10, replicated), tmp_path / "wild/run"
+    process = start(command(recipe, out, "limits.in_flight=4"))
+    deadline = time.monotonic() + 120
+    while not paid(out.parent / "calls.sqlite") and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    sent = time.monotonic()
+    said, _ = process.communicate(timeout=120)
+    assert (process.returncode, manifest_of(out)["state"]) == (130, "stopped")
+    assert time.monotonic() - sent > 3.5
+    assert "To go on: tenet generate" in said
+    assert "SIGTERM received" not in said
+    assert 0 < manifest_of(out)["prompts"]["rows"] < 10
+
+
+def paid(path: Path) -> bool:
+    """Whether a workspace holds a reply."""
+    if not path.exists():
+        return False
+    with Calls(path) as calls:
+        return bool(calls.counts())
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
