@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import sqlite3
 import threading
 import time
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tenet.errors import AccountingError, LedgerError
+from tenet.errors import AccountingError, LedgerError, RunFolderError
 from tenet.ledger import Calls, Rows, StoredReply, explain
 from tenet.records import Usage, canonical
 
@@ -236,6 +237,13 @@ def test_who_opens_to_read_changes_nothing_and_is_never_in_the_way(tmp_path: Pat
                 change()
         writer.set_meta("a", "b")
         assert reader.meta("a") == "b"
+
+
+def test_a_lock_that_its_holder_has_not_signed_yet_is_respected(tmp_path: Path) -> None:
+    with (tmp_path / "run.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(RunFolderError, match="in use by process unknown"):
+            Rows(tmp_path)
 
 
 def test_a_commit_of_another_is_waited_for(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ def processor(args: dict[str, Any], stage: str) -> Any:
         batch_size=64,
         max_concurrent_batches=8,
         concurrency=1,
+        log_engine_metrics=False,  # they need ray[serve]
         placement_group_config={"bundles": [{"CPU": 1}]},
     )
     return build_processor(
