@@ -34,8 +34,10 @@ def differ(row: Mapping[str, Any]) -> bool:
     return row["reply"] != row["revision"]
 
 
-def tell(rows: Sequence[Mapping[str, Any]], work_s: float, calls: int = 0, prompt: int = 0, drawn: int = 0) -> None:
-    """The last line: whole records, seconds of work without the engine's start, calls and tokens."""
+def tell(
+    rows: Sequence[Mapping[str, Any]], work_s: float | None, calls: int = 0, prompt: int = 0, drawn: int = 0
+) -> None:
+    """The last line: whole records, seconds of work without the engine's start (None: not known), calls and tokens."""
     stages = chain.STAGES[:3]
     whole = [row for row in rows if all(isinstance(row.get(stage), str) for stage in stages)]
     told = {"done": time.time(), "records": len(whole), "work_s": work_s, "calls": calls}

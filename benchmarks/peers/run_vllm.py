@@ -139,8 +139,11 @@ def write(given: argparse.Namespace, runs: dict[str, list[dict[str, Any]]]) -> N
     for name, tried in runs.items():
         whole = [run for run in tried if "failed" not in run]
         if whole:
-            middle = {key: round(statistics.median(run[key] for run in whole), 2) for key in whole[0]}
-            found[name] = {**middle, "all_work_s": [round(run["work_s"], 1) for run in whole]}
+            known = [key for key, value in whole[0].items() if value is not None]
+            middle = {key: round(statistics.median(run[key] for run in whole), 2) for key in known}
+            found[name] = {**middle, "all_whole_s": [round(run["whole_s"], 1) for run in whole]}
+            if "work_s" in known:
+                found[name]["all_work_s"] = [round(run["work_s"], 1) for run in whole]
         elif tried:
             found[name] = tried[0]
     setting = {"model": "nano:assistant", "prompts": given.prompts, "calls_a_record": 4, "cores": os.cpu_count()}
