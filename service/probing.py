@@ -150,6 +150,8 @@ def harness(stage: Stage, names: Sequence[str], items: int, device: str) -> dict
         opened: Any = models.HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=8)
         done: Any = lm_eval.simple_evaluate(model=opened, tasks=list(names), limit=items, bootstrap_iters=200)
     except KeyError as error:  # how lm-eval says that it does not know a task
+        if "not a registered" not in str(error):
+            raise
         raise SettingsError(
             str(error.args[0]), where="--tasks", fix="a task, group or tag of lm-eval (`lm-eval ls tasks`), or its file"
         ) from error

@@ -14,7 +14,6 @@ import pytest
 from tenet.errors import DataError, SettingsError
 from tests.test_adapters import FAMILIES, shake, tiny, tokens
 from trainers.adapters import attach, load
-from trainers.moe import upcycle
 
 SETTINGS: tuple[dict[str, Any], ...] = (
     {"mode": "shared"},
@@ -267,8 +266,7 @@ def test_vllms_loader_takes_the_layout(family: str, tmp_path: Path) -> None:
         torch.testing.assert_close(b[1][e] @ a[1][e], piece.delta("down", e).T, rtol=1e-4, atol=1e-6)
 
 
-def test_real_vllm_serves_an_upcycled_and_merged_model_with_the_same_greedy_text(tmp_path: Path) -> None:
-    """One engine for two claims: what `upcycle` writes and what `merge` writes are plain checkpoints."""
+def test_real_vllm_serves_the_merged_model_with_the_same_greedy_text(tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -276,9 +274,7 @@ def test_real_vllm_serves_an_upcycled_and_merged_model_with_the_same_greedy_text
     from tenet.engines.vllm import Settings, build
     from tenet.records import Message
 
-    base = tmp_path / "moe"
-    how = upcycle.Settings(experts=4, top_k=2, granularity=2, reinit=0.3)
-    upcycle.main(Path("nano/models/assistant"), how, base)
+    base = Path("nano/models/assistant-moe")
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
     tok = AutoTokenizer.from_pretrained(base, local_files_only=True)
     asked = ["Can you help me sew a button at the lake?", "How do I boil an egg?", "Tell me how to mend a tent."]
@@ -300,7 +296,7 @@ def test_real_vllm_serves_an_upcycled_and_merged_model_with_the_same_greedy_text
     assert expected != plain  # the adapter changes what is said
     handle.save(tmp_path / "adapter")
     out = tmp_path / "merged"
-    command = ["-m", "service", "merge", str(tmp_path / "adapter"), "--base", str(base), "--out", str(out)]
+    command = ["-m", "service", "merge", str(tmp_path / "adapter"), "--base", "nano:assistant-moe", "--out", str(out)]
     said = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True)
     assert "differ from adapter + base by at most" in said.stdout
     merged = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, local_files_only=True)

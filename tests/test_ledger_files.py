@@ -226,7 +226,7 @@ def test_a_walk_that_says_retry_is_forgotten_whole(tmp_path: Path) -> None:
 
 
 def test_who_opens_to_read_changes_nothing_and_is_never_in_the_way(tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="no run here"):
+    with pytest.raises(RunFolderError, match="no run here"):
         Rows(tmp_path / "none", readonly=True)
     assert not (tmp_path / "none").exists()
     fill(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from tenet.errors import SettingsError
+from tenet.records import Message
 from trainers.moe import routing, upcycle
 from trainers.moe._hooks import layers
 from trainers.moe.upcycle import Settings
@@ -149,3 +151,36 @@ def test_the_command_writes_what_transformers_loads_and_says_how_far_apart_they_
     again = [*asked[:4], "--top-k", "1", *asked[6:8], "--out", str(tmp_path / "other")]
     with pytest.raises(SettingsError, match="top_k 1 is not a multiple of granularity 2"):
         CliRunner().invoke(app, again, catch_exceptions=False)
+
+
+def test_a_saved_mixture_is_served_by_vllm_with_the_text_that_transformers_gives(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from tenet.engines import Request, Sampling
+    from tenet.engines import vllm as served
+
+    upcycle.main(tiny_model, Settings(experts=4, top_k=2, granularity=2, reinit=0.3), tmp_path / "moe")
+    tok = AutoTokenizer.from_pretrained(tmp_path / "moe")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "moe", dtype=torch.float32).eval()
+    asked = ["bada kimo?", "1 2 3 rigo", "sute nomi pa"]
+    expected: list[str] = []
+    for text in asked:
+        turns = [{"role": "user", "content": text}]
+        ids = tok.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        made = model.generate(**ids, max_new_tokens=12, do_sample=False)
+        expected.append(tok.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
+    engine = served.build(
+        served.Settings(model=str(tmp_path / "moe"), dtype="float32", max_model_len=256, kv_cache_gib=0.25)
+    )
+
+    async def ask() -> list[str]:
+        messages = [(Message(role="user", content=text),) for text in asked]
+        sampling = Sampling(temperature=0.0, max_tokens=12)
+        try:
+            return [r.text for r in await engine.generate([Request(messages=m, sampling=sampling) for m in messages])]
+        finally:
+            await engine.close()
+
+    assert asyncio.run(ask()) == expected
