@@ -108,8 +108,9 @@ def test_a_tracker_that_is_not_there_is_named_before_anything_is_loaded(
 ) -> None:
     if find_spec(name):
         pytest.skip(f"{name} is installed here")
-    with pytest.raises(SettingsError, match=f"report_to: .*{why}"):
-        command.main("sft", config(tmp_path, "sft", model, report_to=[name]), [])
+    for workers in (1, 2):
+        with pytest.raises(SettingsError, match=f"report_to: .*{why}"):
+            command.main("sft", config(tmp_path, "sft", model, report_to=[name], workers=workers), [])
 
 
 def test_the_steps_after_the_last_line_are_logged_too(model: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from tenet import kinds
 from tenet.engines import _ray
 from tenet.errors import EngineError, SettingsError, TrainingError
+from trainers import _reporters
 from trainers._common import Common, Outcome
 
 
@@ -28,6 +29,7 @@ def train(kind: str, settings: Common) -> Outcome:
     `out` under the same paths.
     """
     # What is wrong with settings or data is told before Ray starts.
+    _reporters.opened(settings)
     for _ in kinds.load("trainers", kind).build(settings).rows():
         pass
     if settings.address is None:
